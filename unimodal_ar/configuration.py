@@ -1,0 +1,315 @@
+"""Configurations: the native decoder's, and that of a model of several modalities around one backbone."""
+
+from __future__ import annotations
+
+from dataclasses import field, fields
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .heads import HEADS
+from .layout import ORDERS, Layout, check_grid
+from .objectives import OBJECTIVES
+from .schema import Element, Strict, parse, unknown_key
+
+# Names that transformers itself passes to or saves with a configuration, besides the declared fields.
+_TRANSFORMERS_KEYS = {
+    *("model_type", "name_or_path", "auto_map", "attn_implementation", "experts_implementation", "torch_dtype"),
+    *("output_attentions", "_attn_implementation_internal", "_experts_implementation_internal", "_commit_hash"),
+    *("_output_attentions", "_name_or_path"),
+}
+
+
+class StrictConfig(PreTrainedConfig):
+    """A PreTrainedConfig that rejects unknown names (transformers sets them silently) and saves every field, so that a
+    checkpoint does not change its meaning when a default does.
+
+    Raises:
+        ValueError: an unknown name, with the nearest one that exists.
+    """
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        legal = {known.name for known in fields(type(self))}  # type: ignore[arg-type]  # a dataclass at run time
+        for key in kwargs:
+            if key not in legal | _TRANSFORMERS_KEYS:
+                raise ValueError(unknown_key(key, legal, type(self).__name__))
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        legal = {known.name for known in fields(cls)} | _TRANSFORMERS_KEYS  # type: ignore[arg-type]
+        if not kwargs.get("return_unused_kwargs", False):  # else the caller deals with what is left
+            for key in kwargs:
+                if key not in legal | {"return_unused_kwargs", "_from_auto", "_from_pipeline"}:
+                    raise ValueError(unknown_key(key, legal, cls.__name__))
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved: every field of ours, whether or not it has its default, and none of the base class's that
+        mean nothing here."""
+        own = {known.name for known in fields(type(self))} - {known.name for known in fields(PreTrainedConfig)}  # type: ignore[arg-type]
+        own |= {"model_type", "architectures", "dtype", "transformers_version", "auto_map"}
+        saved = {key: value for key, value in self.to_dict().items() if key in own}
+        if isinstance(getattr(self, "backbone", None), StrictConfig):
+            saved["backbone"] = {key: saved["backbone"][key] for key in self.backbone.to_diff_dict() if key in saved["backbone"]}
+        return saved
+
+
+class UnimodalARDecoderConfig(StrictConfig):
+    """The native decoder. Each field that names a module ("norm", "mlp", "position") picks it from a table in
+    `backbone.py`, so that published decoders fit by configuration.
+
+    Args:
+        hidden_size: width.
+        num_hidden_layers: depth.
+        num_attention_heads: query heads.
+        num_key_value_heads: key and value heads (grouped-query attention); None: as many as query heads.
+        head_dim: size of a head; None: hidden_size / num_attention_heads.
+        intermediate_size: inner width of the MLP; None: 8/3 of the width for "swiglu" (rounded up to a multiple of 32),
+            else 4 times the width.
+        norm: "rmsnorm" or "layernorm".
+        norm_eps: added to the variance.
+        norm_position: "pre" (x + f(norm(x))) or "post" (norm(x + f(x))).
+        qk_norm: norm of queries and keys per head ("rmsnorm", "layernorm"), or None.
+        mlp: "swiglu", "gelu" (exact) or "gelu_tanh".
+        attention_bias, mlp_bias: whether these linear layers have biases.
+        position: "rope" (axial rotary over t, h, w), "sinusoidal" (added to the inputs) or "none".
+        position_axes: shares of the channels that go to t, h and w.
+        rope_theta: base of the rotary frequencies.
+        conditioning_size: size of the conditioning vector of adaptive norms (adaLN-Zero, arXiv 2212.09748); None: plain
+            norms.
+        dropout: on the output of attention and MLP, in training.
+        attention_dropout: on attention weights, in training.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    model_type = "unimodal_ar_decoder"
+
+    hidden_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-6
+    norm_position: str = "pre"
+    qk_norm: str | None = "rmsnorm"
+    mlp: str = "swiglu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    position: str = "rope"
+    position_axes: list[float] | None = None
+    rope_theta: float = 10000.0
+    conditioning_size: int | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._check()
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            gated = (8 * self.hidden_size // 3 + 31) // 32 * 32
+            self.intermediate_size = gated if self.mlp == "swiglu" else 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+
+    def _check(self) -> None:
+        choices: dict[str, tuple[Any, ...]] = {
+            "norm": ("rmsnorm", "layernorm"),
+            "norm_position": ("pre", "post"),
+            "qk_norm": ("rmsnorm", "layernorm", None),
+            "mlp": ("swiglu", "gelu", "gelu_tanh"),
+            "position": ("rope", "sinusoidal", "none"),
+        }
+        for name, legal in choices.items():
+            if getattr(self, name) not in legal:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {list(legal)}")
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive integer")
+        heads, groups = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
+        if self.head_dim is None and self.hidden_size % heads:
+            raise ValueError(f"hidden_size is {self.hidden_size}; it must be a multiple of num_attention_heads {heads}")
+        if heads % groups:
+            raise ValueError(f"num_key_value_heads is {groups}; it must divide num_attention_heads {heads}")
+        if self.position == "rope" and (self.head_dim or self.hidden_size // heads) % 2:
+            raise ValueError("head_dim is odd; rotary positions turn pairs of channels, so it must be even")
+        axes = self.position_axes
+        if axes is not None and (len(axes) != 3 or min(axes) < 0 or sum(axes) <= 0):
+            raise ValueError(f"position_axes is {axes}; it must be three shares (t, h, w) >= 0, not all 0")
+
+
+class LayoutOptions(Strict):
+    """Order and blocks of a modality's elements (see `Layout.from_grid`). `seed` fixes the permutation that a random
+    order uses outside training."""
+
+    order: str = "raster"
+    block: PositiveInt | Literal["row", "frame", "whole"] | list[PositiveInt] | dict[str, list[PositiveInt]] | None = 1
+    seed: int = 0
+
+    @field_validator("order")
+    @classmethod
+    def _known(cls, order: str) -> str:
+        if order not in ORDERS:
+            raise ValueError(f"known orders are {sorted(ORDERS)}")
+        return order
+
+    @field_validator("block", mode="before")
+    @classmethod
+    def _cell(cls, block: Any) -> Any:
+        # JSON has no tuples: written as one, a cell would come back as a list of sizes.
+        return {"cell": list(block)} if isinstance(block, tuple) else block
+
+
+class ModalityOptions(Strict):
+    """One modality of a model. A modality without a head is only ever context.
+
+    Args:
+        element: `{kind: discrete, vocab_size, codes}` or `{kind: continuous, dim}`.
+        grid: the usual (T, H, W), the largest that is trained; other grids work where the layout allows.
+        layout: order and blocks. Default: raster with blocks of one; for a context, one bidirectional block.
+        objective: `{kind: next_block}`.
+        head: `{kind: ...}` with the head's own keys.
+        loss_weight: factor on this modality's element losses.
+        start: "learned" (a start vector predicts the first block) or "none" (the first block must be given).
+        covariates: number of covariate features per element.
+        null_probability: how often, in training, this modality is replaced by its null vector when it is context;
+            above 0 it can be guided (classifier-free guidance, arXiv 2207.12598).
+    """
+
+    element: Element
+    grid: tuple[PositiveInt, PositiveInt, PositiveInt]
+    layout: LayoutOptions = LayoutOptions()
+    objective: dict[str, Any] | None = None
+    head: dict[str, Any] | None = None
+    loss_weight: NonNegativeFloat = 1.0
+    start: Literal["learned", "none"] = "learned"
+    covariates: NonNegativeInt = 0
+    null_probability: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if data.get("head") is None:
+            if data.get("objective") is not None:
+                raise ValueError("has an objective but no head; a modality that is generated needs both")
+            if data.get("layout") is None:
+                data["layout"] = {"block": "whole"}
+        elif data.get("objective") is None:
+            data["objective"] = {"kind": "next_block"}
+        return {key: value for key, value in data.items() if not (key == "layout" and value is None)}
+
+    @property
+    def has_shared_sources(self) -> bool:
+        """Whether an element cannot be told from what is read to predict it (so that its position must be given)."""
+        order = ORDERS[self.layout.order]
+        return order.random or Layout.from_grid(self.grid, self.layout.order, self.layout.block).shares_source
+
+
+def parse_modality(name: str, data: Any) -> ModalityOptions:
+    """The checked options of modality `name`; raises ValueError naming each wrong key."""
+    if not isinstance(name, str) or not name or "." in name:
+        raise ValueError(f"modality name is {name!r}; it must be a non-empty string without dots")
+    options = parse(ModalityOptions, data, f"modalities.{name}")
+    for key, registry in (("head", HEADS), ("objective", OBJECTIVES)):
+        part = getattr(options, key)
+        if part is not None:
+            check_part(part, registry, f"modalities.{name}.{key}")
+    if options.head is not None and HEADS[options.head["kind"]].element_kind != options.element.kind:
+        raise ValueError(
+            f"modalities.{name}.head.kind is {options.head['kind']!r}, a head for "
+            f"{HEADS[options.head['kind']].element_kind} elements; the element is {options.element.kind}"
+        )
+    check_grid(options.grid)
+    if not ORDERS[options.layout.order].random:
+        Layout.from_grid(options.grid, options.layout.order, options.layout.block)  # raises where they do not fit
+    return options
+
+
+def check_part(part: dict[str, Any], registry: dict[str, Any], where: str) -> Strict:
+    """The options of a `{kind: ..., **options}` dictionary, checked by the class that `kind` names."""
+    kind = part.get("kind")
+    if kind not in registry:
+        raise ValueError(f"{where}.kind is {kind!r}; known kinds are {sorted(registry)}")
+    return parse(registry[kind].Options, {key: value for key, value in part.items() if key != "kind"}, where)
+
+
+class UnimodalARConfig(StrictConfig):
+    """A model of one or several modalities around one backbone.
+
+    Args:
+        backbone: a configuration (object or dict with `model_type`) of the native decoder or of any transformers
+            decoder, or the name or path of one on the Hub or on disk, of which only the configuration is read
+            (weights: `UnimodalARForGeneration.from_backbone`). None: the native decoder's defaults.
+        modalities: name -> options, see `ModalityOptions`.
+
+    Raises:
+        ValueError: names every unknown or illegal key.
+    """
+
+    model_type = "unimodal_ar"
+
+    backbone: Any = None
+    modalities: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        options = {name: parse_modality(name, data) for name, data in self.modalities.items()}
+        self.modalities = {name: option.model_dump(mode="json") for name, option in options.items()}
+        self.backbone = _backbone_config(self.backbone)
+        if isinstance(self.backbone, UnimodalARDecoderConfig) and self.backbone.position_axes is None:
+            # An axis along which no grid extends would waste its channels; segments follow each other along t.
+            used = self.used_axes
+            self.backbone.position_axes = [float(used[0] or len(options) > 1 or not any(used)), *map(float, used[1:])]
+        super().__post_init__(**kwargs)
+
+    @property
+    def used_axes(self) -> list[bool]:
+        """Whether any modality's grid extends along t, h and w."""
+        grids = [options["grid"] for options in self.modalities.values()] or [[2, 2, 2]]
+        return [max(grid[axis] for grid in grids) > 1 for axis in range(3)]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.backbone.get_text_config().hidden_size
+
+    @property
+    def initializer_range(self) -> float:
+        return getattr(self.backbone.get_text_config(), "initializer_range", 0.02)
+
+    def modality(self, name: str) -> ModalityOptions:
+        """The options of modality `name`; raises ValueError listing the known names."""
+        if name not in self.modalities:
+            raise ValueError(f"modality is {name!r}; this model knows {sorted(self.modalities)}")
+        return parse_modality(name, self.modalities[name])
+
+
+UnimodalARConfig.sub_configs = {"backbone": AutoConfig}
+
+
+def _backbone_config(backbone: Any) -> PreTrainedConfig:
+    if backbone is None:
+        return UnimodalARDecoderConfig()
+    if isinstance(backbone, PreTrainedConfig):
+        return backbone
+    if isinstance(backbone, str):
+        return AutoConfig.from_pretrained(backbone)
+    if not isinstance(backbone, dict):
+        raise ValueError(f"backbone is a {type(backbone).__name__}; it must be a configuration, a dict, a name or path")
+    data = dict(backbone)
+    model_type = data.pop("model_type", None)
+    if model_type == UnimodalARDecoderConfig.model_type:
+        return UnimodalARDecoderConfig(**data)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone.model_type is {model_type!r}; it must be {UnimodalARDecoderConfig.model_type!r} or a "
+            "transformers model type such as 'llama', 'gpt2' or 'qwen3'"
+        )
+    return CONFIG_MAPPING[model_type](**data)

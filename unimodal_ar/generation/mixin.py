@@ -1,0 +1,241 @@
+"""`generate` and `stream`: one loop over blocks for every objective.
+
+Shapes: B examples, S samples of each, N elements of the target's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layout import Layout
+from ..noise import Generator, SampleNoise
+from ..schema import DiscreteElement
+from ..segment import Grid, Segment, check_grid
+from ..sequence import Part
+from .configuration import UnimodalARGenerationConfig
+from .decoding import CachedDecoding
+
+
+@dataclass
+class _Job:
+    """The target under construction and what it takes to draw the rest of it."""
+
+    segment: Segment
+    layout: Layout
+    known: int
+    decoding: CachedDecoding
+    sampling: dict[str, Any]
+
+
+class UnimodalARGenerationMixin:
+    """Sampling for models of segments. (The name ends in GenerationMixin so that transformers gives the model its
+    generation_config; token-id `generate` is not inherited.)"""
+
+    def generate(
+        self: Any,
+        context: Sequence[Segment],
+        target: str,
+        grid: Sequence[int] | None = None,
+        given: Segment | None = None,
+        num_samples: int | None = None,
+        steps: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        generator: Generator = None,
+        known_blocks: int | None = None,
+    ) -> Segment:
+        """Draws a segment of modality `target`.
+
+        Args:
+            context: segments that come before it in the sequence, with the `target` flags they had in training; []
+                for none.
+            target: the modality to generate.
+            grid: (T, H, W) of the segment; None: that of `given`, else the modality's own.
+            given: a segment of the target modality on the full grid; `observed` marks what is known. Its covariates
+                cover every element. Under next-block the known part must be whole leading blocks.
+            num_samples: S, samples per example.
+            steps: denoising passes per block, for objectives that have them.
+            temperature: 0 for the mode or mean, 1 for the model's own distribution.
+            top_k, top_p: truncation, for categorical heads.
+            guidance_scale: classifier-free guidance against the context's null vectors; 1: none.
+            generator: source of randomness; None: torch's global one. Sample i depends on it and i alone, not on the
+                batch. A `SampleNoise` names the samples' streams itself.
+            known_blocks: how many leading blocks of `given` are past: what is unobserved there is missing and stays so.
+                None: everything unobserved is drawn.
+
+        Arguments left at None take the values of `self.generation_config`.
+
+        Returns:
+            a segment of batch B * S, sample s of example b at b * S + s; `observed` is None unless values that were
+            missing in the past stay missing.
+
+        Raises:
+            ValueError: an argument does not fit the model; the message names it.
+        """
+        arguments = {**locals(), "self": None}
+        with torch.no_grad(), _evaluating(self):
+            job = self._start(arguments)
+            for _ in self._draw(job):
+                pass
+            return self._finished(job)
+
+    def stream(self: Any, context: Sequence[Segment], target: str, *args: Any, **kwargs: Any) -> Iterator[Segment]:
+        """As `generate`, but yields after every block: the segment so far, `observed` False for what is still to come.
+        The last one equals what `generate` returns, its `observed` included."""
+        names = ("grid", "given", "num_samples", "steps", "temperature", "top_k", "top_p", "guidance_scale")
+        arguments = dict.fromkeys((*names, "generator", "known_blocks")) | dict(zip(names, args, strict=False)) | kwargs
+        with torch.no_grad(), _evaluating(self):
+            job = self._start({**arguments, "context": context, "target": target})
+            for block in self._draw(job):
+                if block + 1 < job.layout.num_blocks:
+                    drawn = job.layout.scatter((job.layout.block <= block)[None])
+                    observed = job.segment.element_observed & drawn
+                    yield job.segment.replace(values=job.segment.values.clone(), observed=observed)
+            yield self._finished(job)
+
+    def _start(self: Any, arguments: dict[str, Any]) -> _Job:
+        """Checks the arguments and commits everything that is known to the cache."""
+        options = self._sampling_options(arguments)
+        context = [segment.to(self.device) for segment in arguments["context"]]
+        segment, layout, known = self._target(arguments, context)
+        decoding = CachedDecoding(self.backbone, options.guidance_scale)
+        self._commit_context(context, decoding)
+        objective, embedding = self.objectives[segment.modality], self.embeddings[segment.modality]
+        parts = objective.known_parts(embedding, segment, layout, known)
+        if parts:
+            decoding.append(parts)
+        decoding.repeat_interleave(options.num_samples)
+        segment = segment.repeat_interleave(options.num_samples)
+        generator = arguments["generator"]
+        if not isinstance(generator, SampleNoise):
+            samples = torch.arange(segment.batch_size, device=self.device)
+            generator = SampleNoise.from_generator(generator, samples)
+        sampling = {"generator": generator, "temperature": options.temperature}
+        sampling |= {name: getattr(options, name) for name in ("top_k", "top_p", "steps") if getattr(options, name)}
+        return _Job(segment, layout, known, decoding, sampling)
+
+    def _draw(self: Any, job: _Job) -> Iterator[int]:
+        """Draws block after block into the segment; yields their numbers."""
+        name = job.segment.modality
+        objective, embedding, head = self.objectives[name], self.embeddings[name], self.heads[name]
+        for block in range(job.known, job.layout.num_blocks):
+            drawn = objective.draw(job.decoding, embedding, head, job.segment, job.layout, block, **job.sampling)
+            index = job.layout.index[job.layout.block_range(block)]
+            job.segment.values[:, index] = drawn.to(job.segment.values.dtype)
+            yield block
+
+    def _finished(self: Any, job: _Job) -> Segment:
+        observed = job.segment.observed
+        return job.segment.replace(observed=None if observed is None or bool(observed.all()) else observed)
+
+    def _sampling_options(self: Any, arguments: dict[str, Any]) -> UnimodalARGenerationConfig:
+        if arguments["target"] not in self.heads:
+            raise ValueError(f"target is {arguments['target']!r}; this model can generate {sorted(self.heads)}")
+        changes = {name: arguments[name] for name in UnimodalARGenerationConfig._defaults}
+        options = self.generation_config.updated(**changes)
+        if options.guidance_scale != 1:
+            guided = [s.modality for s in arguments["context"] if self.options[s.modality].null_probability > 0]
+            if not guided:
+                raise ValueError(
+                    f"guidance_scale is {options.guidance_scale}; guidance needs a context segment whose modality was "
+                    "trained with null_probability > 0"
+                )
+        return options
+
+    def _target(self: Any, arguments: dict[str, Any], context: list[Segment]) -> tuple[Segment, Layout, int]:
+        """The segment to fill, its layout, and the number of known leading blocks."""
+        name, given, options = arguments["target"], arguments["given"], self.options[arguments["target"]]
+        grid = arguments["grid"] or (options.grid if given is None else given.grid)
+        grid = check_grid(grid)
+        batch = context[0].batch_size if context else 1 if given is None else given.batch_size
+        if given is None:
+            segment = Segment(name, _empty(options.element, batch, grid, self.device, self.dtype), grid)
+        else:
+            segment = given.to(self.device)
+            if segment.modality != name or segment.grid != grid:
+                raise ValueError(
+                    f"given is a segment of {segment.modality!r} on grid {segment.grid}; it must be of {name!r} on {grid}"
+                )
+        for other in [*context, segment]:
+            if other.batch_size != batch:
+                raise ValueError(
+                    f"segment {other.modality!r} has a batch of {other.batch_size}; the context has one of {batch}"
+                )
+        segment = segment.replace(target=True)
+        layout = self.check_segment(segment)
+        known = 0 if given is None else _known_blocks(segment, layout, arguments["known_blocks"])
+        if given is None and arguments["known_blocks"]:
+            raise ValueError(f"known_blocks is {arguments['known_blocks']} without a given segment")
+        if options.start == "none" and known == 0:
+            raise ValueError(f"modality {name!r} has no start vector; its first block must be given")
+        observed = segment.observed
+        if observed is not None:  # what will be drawn counts as observed from now on
+            future = layout.scatter((layout.block >= known)[None])
+            observed = observed | (future if observed.dim() == 2 else future[..., None])
+        return segment.replace(values=segment.values.clone(), observed=observed), layout, known
+
+    def _commit_context(self: Any, context: list[Segment], decoding: CachedDecoding) -> None:
+        parts: list[Part] = []
+        unconditional: list[Part] = []
+        for segment in context:
+            layout, embedding = self.check_segment(segment), self.embeddings[segment.modality]
+            if segment.target:
+                objective = self.objectives[segment.modality]
+                new = free = objective.known_parts(embedding, segment, layout, layout.num_blocks)
+            else:
+                new = free = [self.context_part(segment, layout)]
+                if embedding.null is not None:
+                    null = embedding.null.to(new[0].embeds.dtype).expand_as(new[0].embeds)
+                    free = [replace(new[0], embeds=null)]
+            parts += new
+            unconditional += free
+        if parts:
+            decoding.append(parts, unconditional)
+
+
+class _evaluating:
+    """Evaluation mode for the length of a `with` block."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.training = model, model.training
+
+    def __enter__(self) -> None:
+        self.model.train(False)
+
+    def __exit__(self, *_: Any) -> None:
+        self.model.train(self.training)
+
+
+def _empty(element: Any, batch: int, grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
+    n = grid[0] * grid[1] * grid[2]
+    if isinstance(element, DiscreteElement):
+        shape = (batch, n) if element.codes == 1 else (batch, n, element.codes)
+        return torch.zeros(shape, dtype=torch.long, device=device)
+    return torch.zeros(batch, n, element.dim, dtype=dtype, device=device)
+
+
+def _known_blocks(segment: Segment, layout: Layout, known_blocks: int | None) -> int:
+    """How many leading blocks are known; raises ValueError where the known part is not whole leading blocks."""
+    if known_blocks is not None:
+        if not 0 <= known_blocks <= layout.num_blocks:
+            raise ValueError(f"known_blocks is {known_blocks}; the layout has {layout.num_blocks} blocks")
+        return known_blocks
+    observed = layout.gather(segment.element_observed)
+    whole = torch.ones(layout.num_blocks, dtype=torch.bool, device=observed.device)
+    missing = ~observed.all(0)
+    whole[layout.block[missing]] = False
+    known = int(whole.long().cumprod(0).sum())
+    later = observed[:, layout.block_range(known, layout.num_blocks)]
+    if bool(later.any()):
+        raise ValueError(
+            f"given knows elements of block {known} or later, but not all of the blocks before; under next-block with "
+            "this layout the known part must be whole leading blocks (or pass known_blocks to count gaps as missing)"
+        )
+    return known

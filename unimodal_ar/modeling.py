@@ -1,0 +1,223 @@
+"""The model: embeddings and heads of several modalities around one backbone.
+
+Shapes: B batch, N elements of a segment, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .backbone import UnimodalARPreTrainedModel, build_backbone
+from .configuration import ModalityOptions, UnimodalARConfig, check_part
+from .embeddings import build_embedding
+from .generation import UnimodalARGenerationConfig, UnimodalARGenerationMixin
+from .heads import build_head
+from .layout import ORDERS, Layout, cached_layout
+from .objectives import OBJECTIVES, Objective
+from .objectives.base import TrainingPlan
+from .objectives.next_block import context_part
+from .schema import DiscreteElement
+from .segment import Grid, Segment
+from .sequence import Cursor, Part
+
+
+@dataclass
+class UnimodalAROutput(ModelOutput):
+    """What `forward` returns.
+
+    Attributes:
+        loss: scalar, the weighted element losses summed and divided by the number of predicted elements (or by
+            `num_items_in_batch`); elements count by the fraction of their values that is observed.
+        losses: by modality, the mean of its element losses, unweighted.
+        element_losses: by modality, [B, N] in raster order, 0 where nothing is predicted; nats for heads with a
+            likelihood. Several target segments of one modality follow each other along N.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    element_losses: dict[str, Tensor] | None = None
+
+
+class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMixin):
+    """Sequences of segments: likelihoods in `forward`, samples from `generate` and `stream`."""
+
+    config_class = UnimodalARConfig
+    config: UnimodalARConfig
+    base_model_prefix = "backbone"
+    main_input_name = "segments"
+    generation_config_class = UnimodalARGenerationConfig
+
+    def __init__(self, config: UnimodalARConfig) -> None:
+        super().__init__(config)
+        if not config.modalities:
+            raise ValueError("modalities is empty; a model needs at least one")
+        self.options: dict[str, ModalityOptions] = {name: config.modality(name) for name in config.modalities}
+        width = config.hidden_size
+        self.backbone = build_backbone(config)
+        self.embeddings = nn.ModuleDict({name: build_embedding(width, o) for name, o in self.options.items()})
+        generated = {name: options for name, options in self.options.items() if options.head is not None}
+        self.heads = nn.ModuleDict({name: build_head(width, o.element, dict(o.head or {})) for name, o in generated.items()})
+        self.objectives: dict[str, Objective] = {}
+        for name, options in generated.items():
+            part = dict(options.objective or {})
+            self.objectives[name] = OBJECTIVES[part["kind"]](check_part(part, OBJECTIVES, f"modalities.{name}.objective"))
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str | PreTrainedModel, modalities: dict[str, dict[str, Any]], **kwargs: Any
+    ) -> UnimodalARForGeneration:
+        """A model around a pretrained decoder body; embeddings and heads are new.
+
+        Args:
+            backbone: a transformers body (`AutoModel`, not `...ForCausalLM`), or its name on the Hub or path.
+            modalities: as in `UnimodalARConfig`.
+            kwargs: passed to `AutoModel.from_pretrained` (`dtype`, `revision`, `gguf_file`, ...) for a name or path.
+        """
+        body = AutoModel.from_pretrained(backbone, **kwargs) if isinstance(backbone, str) else backbone
+        model = cls(UnimodalARConfig(backbone=body.config, modalities=modalities)).to(body.dtype)
+        model.backbone.model.load_state_dict(body.state_dict())
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of the first modality: continuous models have no single token table."""
+        return next(iter(self.embeddings.values()))
+
+    def floating_point_ops(self, inputs: dict[str, Any], exclude_embeddings: bool = True) -> int:
+        """6 x parameters x positions, which the Trainer logs."""
+        positions = sum(segment.values.shape[0] * segment.num_elements for segment in inputs["segments"])
+        return 6 * positions * self.backbone.model.num_parameters(exclude_embeddings=exclude_embeddings)
+
+    def layout(self, modality: str, grid: Grid) -> Layout:
+        """The modality's layout of `grid`. A random order is drawn anew from torch's generator while training, and is
+        the fixed one of `layout.seed` otherwise, so that likelihoods and samples belong to one joint distribution."""
+        options = self.options[modality].layout
+        block: Any = tuple(options.block["cell"]) if isinstance(options.block, dict) else options.block
+        if ORDERS[options.order].random and self.training:
+            return Layout.from_grid(grid, options.order, block).to(self.device)
+        if isinstance(block, list):
+            return Layout.from_grid(grid, options.order, block, torch.Generator().manual_seed(options.seed)).to(self.device)
+        return cached_layout(grid, options.order, block, options.seed, self.device)
+
+    def forward(
+        self, segments: Sequence[Segment], num_items_in_batch: Tensor | int | None = None, **unknown: Any
+    ) -> UnimodalAROutput:
+        """Losses of all target segments, in one pass.
+
+        Args:
+            segments: the sequence; every segment with `target=True` is predicted from what comes before it.
+            num_items_in_batch: what to divide the summed loss by (all predicted elements of an accumulated batch, see
+                `count_items`); None: those of this batch.
+
+        Raises:
+            ValueError: a segment does not fit the configuration; the message names it.
+        """
+        if unknown:
+            raise ValueError(f"forward got the unknown arguments {sorted(unknown)}; it takes segments, num_items_in_batch")
+        parts: list[Part] = []
+        jobs: list[tuple[Segment, Layout, TrainingPlan, int]] = []
+        for number, segment in enumerate(segments):
+            layout = self.check_segment(segment)
+            if not segment.target:
+                parts.append(self.context_part(segment, layout))
+                continue
+            embedding, objective = self.embeddings[segment.modality], self.objectives[segment.modality]
+            plan = objective.training_plan(embedding, segment, layout, last=number == len(segments) - 1)
+            jobs.append((segment, layout, plan, sum(part.embeds.shape[1] for part in parts)))
+            parts.extend(plan.parts)
+        if not jobs:
+            raise ValueError("no segment has target=True; forward needs at least one to compute a loss")
+        hidden = self.backbone(Cursor().place(parts))
+        return self._reduce([(job[0], *self._losses(hidden, *job)) for job in jobs], num_items_in_batch)
+
+    def count_items(self, segments: Sequence[Segment]) -> Tensor:
+        """Scalar: how many elements of `segments` are predicted, each counted by its observed fraction."""
+        total = torch.zeros((), device=segments[0].values.device)
+        for segment in segments:
+            if segment.target:
+                total = total + _predicted_weight(segment, self.check_segment(segment), self.embeddings[segment.modality])
+        return total
+
+    def check_segment(self, segment: Segment) -> Layout:
+        """The layout of a segment that fits the configuration; raises ValueError naming what does not."""
+        options = self.config.modality(segment.modality) if segment.modality not in self.options else None
+        options = options or self.options[segment.modality]
+        if segment.target and options.head is None:
+            raise ValueError(
+                f"segment {segment.modality!r} has target=True; the modality has no head, so it can only be context"
+            )
+        element, shape = options.element, tuple(segment.values.shape)
+        if isinstance(element, DiscreteElement):
+            legal: tuple[int, ...] = (*shape[:2], element.codes) if element.codes > 1 else shape[:2]
+            kind = f"torch.long of shape [B, N{f', {element.codes}' if element.codes > 1 else ''}]"
+            fits = segment.values.dtype == torch.long and shape == legal
+        else:
+            kind = f"floating point of shape [B, N, {element.dim}]"
+            fits = segment.values.is_floating_point() and shape == (*shape[:2], element.dim)
+        if not fits:
+            raise ValueError(f"values of {segment.modality!r} are {segment.values.dtype} of shape {list(shape)}; this model wants {kind}")
+        features = 0 if segment.covariates is None else segment.covariates.shape[-1]
+        if features != options.covariates:
+            raise ValueError(
+                f"covariates of {segment.modality!r} have {features} features; this model wants {options.covariates}"
+            )
+        return self.layout(segment.modality, segment.grid)
+
+    def context_part(self, segment: Segment, layout: Layout) -> Part:
+        """A context segment's positions; in training it is replaced by the null vector with `null_probability`."""
+        embedding = self.embeddings[segment.modality]
+        part = context_part(embedding, segment, layout)
+        if self.training and embedding.null is not None:
+            keep = torch.rand(segment.batch_size, 1, 1, device=part.embeds.device)
+            keep = keep >= self.options[segment.modality].null_probability
+            part = Part(**{**vars(part), "embeds": torch.where(keep, part.embeds, embedding.null.to(part.embeds.dtype))})
+        return part
+
+    def _losses(
+        self, hidden: Tensor, segment: Segment, layout: Layout, plan: TrainingPlan, offset: int
+    ) -> tuple[Tensor, Tensor]:
+        """Element losses and weights, [B, N] each, in raster order."""
+        hidden = hidden[:, offset + plan.places.start : offset + plan.places.stop]
+        index = layout.index[plan.elements]
+        observed = plan.predicted if segment.observed is None else segment.observed[:, index]
+        head = cast(Any, self.heads[segment.modality])
+        loss = head.loss(hidden, segment.values[:, index], observed)
+        weight = segment.observed_fraction[:, index] * plan.predicted
+        loss = torch.where(plan.predicted, loss, 0)
+        full = loss.new_zeros(segment.values.shape[:2])
+        return full.index_copy(1, index, loss), full.index_copy(1, index, weight.to(loss.dtype))
+
+    def _reduce(
+        self, parts: list[tuple[Segment, Tensor, Tensor]], num_items_in_batch: Tensor | int | None
+    ) -> UnimodalAROutput:
+        element_losses: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
+        for segment, loss, weight in parts:
+            name = segment.modality
+            element_losses[name] = torch.cat([element_losses[name], loss], 1) if name in element_losses else loss
+            weights[name] = torch.cat([weights[name], weight], 1) if name in weights else weight
+        sums = {name: (loss * weights[name]).sum() for name, loss in element_losses.items()}
+        counts = {name: weight.sum() for name, weight in weights.items()}
+        total = sum(counts.values()) if num_items_in_batch is None else num_items_in_batch
+        total = torch.as_tensor(total, device=self.device).clamp(min=torch.finfo(torch.float32).tiny)
+        loss = sum(self.options[name].loss_weight * value for name, value in sums.items()) / total
+        means = {name: (value / counts[name].clamp(min=1e-12)).detach() for name, value in sums.items()}
+        return UnimodalAROutput(loss=cast(Tensor, loss), losses=means, element_losses=element_losses)
+
+
+def _predicted_weight(segment: Segment, layout: Layout, embedding: Any) -> Tensor:
+    """Scalar: the summed weights of the elements that a forward pass would predict."""
+    fraction = layout.gather(segment.observed_fraction)
+    if embedding.start is None:  # nothing is predicted before something was seen
+        seen = (fraction > 0).long().cumsum(1)
+        first = torch.searchsorted(layout.block, layout.block)
+        before = torch.cat([torch.zeros_like(seen[:, :1]), seen], 1)[:, first]
+        fraction = fraction * (before > 0)
+    return fraction.sum()

@@ -1,0 +1,76 @@
+"""Randomness for sampling that does not depend on the batch: sample i gets its own stream, a function of (seed, i).
+
+A torch.Generator draws one stream for a whole batch, so that a sample changes with its neighbours, and a list of
+generators needs a Python loop. Here draw k of sample i is a hash of (seed, i, k): vectorised, equal on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's >> on int64 copies the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The splitmix64 finaliser (Steele, Lea, Flood 2014): a bijection of 64-bit words; int64 products wrap."""
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+class SampleNoise:
+    """One random stream per sample.
+
+    Args:
+        seed: any integer.
+        samples: [B] long, the number of each sample; equal (seed, number) means equal draws, whatever else is in
+            the batch.
+    """
+
+    def __init__(self, seed: int, samples: Tensor) -> None:
+        base = _mix(torch.tensor(_signed(seed % (1 << 64)), device=samples.device))
+        self.state = _mix(base ^ _mix(samples.long() * _GOLDEN + 1))
+
+    @classmethod
+    def from_generator(cls, generator: torch.Generator | None, samples: Tensor) -> SampleNoise:
+        """Takes a single number from `generator` (None: torch's global one) as the seed, whatever the batch size."""
+        device = "cpu" if generator is None else generator.device
+        seed = torch.randint(-(1 << 62), 1 << 62, (), generator=generator, device=device)
+        return cls(int(seed), samples)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """[B, ...] float64 in the open interval (0, 1)."""
+        if shape[0] != len(self.state):
+            raise ValueError(f"shape is {tuple(shape)}; its first size must be the number of samples {len(self.state)}")
+        count = int(torch.tensor(shape[1:]).prod())
+        steps = torch.arange(1, count + 1, device=self.state.device) * _GOLDEN
+        words = _mix(self.state[:, None] + steps)
+        self.state = _mix(self.state + _signed((count + 1) * _GOLDEN % (1 << 64)))
+        return ((_shift_right(words, 11).double() + 0.5) * 2.0**-53).view(*shape)
+
+
+Generator = torch.Generator | SampleNoise | None
+
+
+def uniform(shape: Sequence[int], generator: Generator, device: torch.device) -> Tensor:
+    """Uniform float64 noise in (0, 1) from whichever source of randomness the caller was given."""
+    if isinstance(generator, SampleNoise):
+        return generator.uniform(shape)
+    where = device if generator is None else generator.device
+    noise = torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device=where).to(device)
+    return noise.clamp_(min=2.0**-54)

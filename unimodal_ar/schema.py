@@ -1,0 +1,103 @@
+"""Strict schemas for everything a user writes down: unknown keys are errors, and all errors are told at once."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+
+class Strict(BaseModel):
+    """A schema that rejects unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DiscreteElement(Strict):
+    """One code, or `codes` codes side by side, each out of `vocab_size`."""
+
+    kind: Literal["discrete"]
+    vocab_size: PositiveInt
+    codes: PositiveInt = 1
+
+
+class ContinuousElement(Strict):
+    """A real vector of size `dim` (a patch)."""
+
+    kind: Literal["continuous"]
+    dim: PositiveInt
+
+
+Element = Annotated[Union[DiscreteElement, ContinuousElement], Field(discriminator="kind")]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(schema: type[Model], data: Any, where: str) -> Model:
+    """`schema` filled from `data`.
+
+    Raises:
+        ValueError: names every offending key below `where`, its value and what is legal.
+    """
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        problems = [_explain(schema, problem, where) for problem in error.errors()]
+        raise ValueError("; ".join(problems)) from None
+
+
+def unknown_key(key: str, legal: Iterable[str], where: str) -> str:
+    """The sentence for a key that does not exist, with the nearest one that does."""
+    names = sorted(legal)
+    near = get_close_matches(key, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"legal keys are {names}"
+    return f"{where} has an unknown key {key!r}; {hint}"
+
+
+def _explain(schema: type[BaseModel], problem: Any, where: str) -> str:
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        owner, named = _walk(schema, path[:-1])
+        legal = owner.model_fields if owner else ()
+        return unknown_key(path[-1], legal, ".".join([where, *named]))
+    _, named = _walk(schema, path)
+    value = "" if problem["type"] == "missing" else f" is {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{'.'.join([where, *named])}{value}: {message[0].lower()}{message[1:]}"
+
+
+def _walk(annotation: Any, path: list[str]) -> tuple[Any, list[str]]:
+    """Follows an error's location. Returns the schema it ends in (None: not a schema) and the keys a user would name:
+    a location also holds the tags of unions, which are not keys."""
+    named: list[str] = []
+    for part in path:
+        models = [model for model in _models(annotation)]
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        tagged = [model for model in models if _tag(model) == part]
+        if fields:
+            annotation = fields[0].annotation
+            named.append(part)
+        elif tagged:
+            annotation = tagged[0]
+        elif not models or get_origin(annotation) in (list, dict):
+            named.append(part)
+            annotation = (get_args(annotation) or (None,))[-1]
+    models = _models(annotation)
+    return (models[0] if models else None), named
+
+
+def _models(annotation: Any) -> list[Any]:
+    """The schemas an annotation may stand for."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return [model for member in get_args(annotation) for model in _models(member)]
+    return []
+
+
+def _tag(model: Any) -> str | None:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation)[0] if kind is not None and get_origin(kind.annotation) is Literal else None

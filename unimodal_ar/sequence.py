@@ -1,0 +1,132 @@
+"""From segments to one sequence of backbone positions, all at once (training) or piece by piece (generation).
+
+Shapes: B batch, n positions of a part, L of all parts placed so far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+from .masks import AttentionPattern
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive positions that one segment contributes.
+
+    Attributes:
+        embeds: [B, n, H].
+        coords: [B or 1, n, 3] long, position inside the segment's grid.
+        block: [n] long, non-decreasing block number inside the segment.
+        sequential, single: every position is its own block; all positions are one block.
+        valid: [B, n] bool, False for positions nobody else may attend to; None: all may be.
+        lead: [B] long on the first part of a segment that may start with padding: how many leading slices along t are
+            wholly unobserved. Positions count from the first observed slice, so that padding changes nothing.
+        closes: the segment's (extent along t, number of blocks) on its last part, else None.
+    """
+
+    embeds: Tensor
+    coords: Tensor
+    block: Tensor
+    sequential: bool
+    single: bool
+    valid: Tensor | None = None
+    lead: Tensor | None = None
+    closes: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the backbone is called with.
+
+    Attributes:
+        embeds: [B, n, H].
+        coords: [B or 1, n, 3] long.
+        position_ids: [B or 1, n] long, running number of the position.
+        pattern: who attends to whom.
+    """
+
+    embeds: Tensor
+    coords: Tensor
+    position_ids: Tensor
+    pattern: AttentionPattern
+
+
+class Cursor:
+    """Where a sequence has got to: hands every new part its place after all earlier ones."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.blocks = 0  # blocks in closed segments
+        self.time: int | Tensor = 0  # offset along t of the open segment: an int, or [B, 1] where padding differs
+        self.skipped: int | Tensor = 0  # leading padding positions so far: an int or [B, 1]
+        self.key_block: Tensor | None = None
+        self.valid: Tensor | None = None
+
+    def place(self, parts: list[Part]) -> Inputs:
+        """Appends `parts` and returns the backbone's inputs for them."""
+        coords, positions, blocks = [], [], []
+        for part in parts:
+            if part.lead is not None:
+                self._skip_padding(part)
+            t = part.coords[..., 0] + self.time
+            coords.append(torch.stack([t, *(part.coords[..., axis].expand_as(t) for axis in (1, 2))], -1))
+            numbers = torch.arange(self.length, self.length + part.embeds.shape[1], device=part.embeds.device)
+            positions.append(numbers[None] - self.skipped)
+            blocks.append(part.block + self.blocks)
+            self._extend_valid(part)
+            self.length += part.embeds.shape[1]
+            if part.closes is not None:
+                self.time = self.time + part.closes[0]
+                self.blocks += part.closes[1]
+        new = torch.cat(blocks)
+        self.key_block = new if self.key_block is None else torch.cat([self.key_block, new])
+        pattern = AttentionPattern(
+            block=self.key_block,
+            queries=len(new),
+            valid=self.valid,
+            sequential=all(part.sequential for part in parts),
+            single=len(parts) == 1 and parts[0].single,
+        )
+        embeds = parts[0].embeds if len(parts) == 1 else torch.cat([part.embeds for part in parts], 1)
+        return Inputs(embeds, _cat(coords), _cat(positions).clamp(min=0), pattern)
+
+    def repeat_interleave(self, repeats: int) -> None:
+        """Every example `repeats` times, as `Tensor.repeat_interleave` does along the batch."""
+        for name in ("time", "skipped", "valid"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                setattr(self, name, value.repeat_interleave(repeats, 0))
+
+    def _skip_padding(self, part: Part) -> None:
+        assert part.lead is not None
+        self.time = self.time - part.lead[:, None]
+        if part.valid is not None:
+            leading = (~part.valid).long().cumprod(1).sum(1, keepdim=True)
+            self.skipped = self.skipped + leading
+
+    def _extend_valid(self, part: Part) -> None:
+        if part.valid is None and self.valid is None:
+            return
+        batch, n = part.embeds.shape[:2]
+        ones = part.embeds.new_ones(batch, self.length, dtype=torch.bool)
+        before = ones if self.valid is None else self.valid
+        new = part.embeds.new_ones(batch, n, dtype=torch.bool) if part.valid is None else part.valid
+        self.valid = torch.cat([before, new], 1)
+
+
+def leading_padding(observed: Tensor | None, layout: Layout) -> Tensor | None:
+    """[B] long: leading slices along t that are wholly unobserved, from the elements' mask [B, N] in raster order."""
+    if observed is None:
+        return None
+    missing = ~observed.view(len(observed), layout.grid[0], -1).any(-1)
+    return missing.long().cumprod(1).sum(1)
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    batch = max(part.shape[0] for part in parts)
+    return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], 1)
