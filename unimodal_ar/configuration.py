@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Iterable
 from dataclasses import field, fields
 from typing import Any, Literal
 
@@ -20,6 +23,9 @@ _TRANSFORMERS_KEYS = {
     *("_output_attentions", "_name_or_path"),
 }
 
+# Names before v5 of what is now `rope_parameters`; transformers still understands them.
+_ROPE_KEYS = {"rope_theta", "rope_scaling"}
+
 
 class StrictConfig(PreTrainedConfig):
     """A PreTrainedConfig that rejects unknown names (transformers sets them silently) and saves every field, so that a
@@ -30,29 +36,36 @@ class StrictConfig(PreTrainedConfig):
     """
 
     def __post_init__(self, **kwargs: Any) -> None:
-        legal = {known.name for known in fields(type(self))}  # type: ignore[arg-type]  # a dataclass at run time
-        for key in kwargs:
-            if key not in legal | _TRANSFORMERS_KEYS:
-                raise ValueError(unknown_key(key, legal, type(self).__name__))
+        self._reject_unknown(kwargs)
         super().__post_init__(**kwargs)
 
     @classmethod
+    def _own_fields(cls) -> set[str]:
+        return {known.name for known in fields(cls)} - {known.name for known in fields(PreTrainedConfig)}  # type: ignore[arg-type]
+
+    @classmethod
+    def _reject_unknown(cls, keys: Iterable[str]) -> None:
+        legal = {known.name for known in fields(cls)} | _TRANSFORMERS_KEYS  # type: ignore[arg-type]  # a dataclass at run time
+        for key in keys:
+            if key not in legal:
+                raise ValueError(unknown_key(key, cls._own_fields(), cls.__name__))
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        legal = {known.name for known in fields(cls)} | _TRANSFORMERS_KEYS  # type: ignore[arg-type]
         if not kwargs.get("return_unused_kwargs", False):  # else the caller deals with what is left
-            for key in kwargs:
-                if key not in legal | {"return_unused_kwargs", "_from_auto", "_from_pipeline"}:
-                    raise ValueError(unknown_key(key, legal, cls.__name__))
-        return super().from_dict(config_dict, **kwargs)
+            cls._reject_unknown(kwargs.keys() - {"return_unused_kwargs", "_from_auto", "_from_pipeline"})
+        # transformers would set these after all checks, and unchecked.
+        own = {key: kwargs.pop(key) for key in cls._own_fields() & kwargs.keys()}
+        return super().from_dict(config_dict | own, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What is saved: every field of ours, whether or not it has its default, and none of the base class's that
         mean nothing here."""
-        own = {known.name for known in fields(type(self))} - {known.name for known in fields(PreTrainedConfig)}  # type: ignore[arg-type]
-        own |= {"model_type", "architectures", "dtype", "transformers_version", "auto_map"}
+        own = self._own_fields() | {"model_type", "architectures", "dtype", "transformers_version", "auto_map"}
         saved = {key: value for key, value in self.to_dict().items() if key in own}
         if isinstance(getattr(self, "backbone", None), StrictConfig):
-            saved["backbone"] = {key: saved["backbone"][key] for key in self.backbone.to_diff_dict() if key in saved["backbone"]}
+            body = saved["backbone"]
+            saved["backbone"] = {key: body[key] for key in self.backbone.to_diff_dict() if key in body}
         return saved
 
 
@@ -129,9 +142,7 @@ class UnimodalARDecoderConfig(StrictConfig):
         for name, legal in choices.items():
             if getattr(self, name) not in legal:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {list(legal)}")
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive integer")
+        self._check_numbers()
         heads, groups = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
         if self.head_dim is None and self.hidden_size % heads:
             raise ValueError(f"hidden_size is {self.hidden_size}; it must be a multiple of num_attention_heads {heads}")
@@ -140,8 +151,37 @@ class UnimodalARDecoderConfig(StrictConfig):
         if self.position == "rope" and (self.head_dim or self.hidden_size // heads) % 2:
             raise ValueError("head_dim is odd; rotary positions turn pairs of channels, so it must be even")
         axes = self.position_axes
-        if axes is not None and (len(axes) != 3 or min(axes) < 0 or sum(axes) <= 0):
-            raise ValueError(f"position_axes is {axes}; it must be three shares (t, h, w) >= 0, not all 0")
+        if axes is not None and not (
+            isinstance(axes, (list, tuple)) and len(axes) == 3 and all(_is_number(x, 0) for x in axes) and sum(axes) > 0
+        ):
+            raise ValueError(f"position_axes is {axes!r}; it must be three shares (t, h, w) >= 0, not all 0")
+
+    def _check_numbers(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            if not _is_size(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive integer")
+        for name in ("num_key_value_heads", "head_dim", "intermediate_size", "conditioning_size"):
+            if getattr(self, name) is not None and not _is_size(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive integer or None")
+        for name in ("attention_bias", "mlp_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+        for name in ("dropout", "attention_dropout"):
+            if not _is_number(getattr(self, name), 0) or getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number in [0, 1)")
+        for name in ("norm_eps", "initializer_range"):
+            if not _is_number(getattr(self, name), 0):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number >= 0")
+        if not _is_number(self.rope_theta, 1):
+            raise ValueError(f"rope_theta is {self.rope_theta!r}; it must be a number >= 1")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any, least: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < math.inf
 
 
 class LayoutOptions(Strict):
@@ -260,6 +300,16 @@ class UnimodalARConfig(StrictConfig):
     backbone: Any = None
     modalities: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # A saved body may hold keys that its class no longer declares; only what a user writes is held against it.
+        saved, change = config_dict.get("backbone"), kwargs.get("backbone")
+        if isinstance(saved, dict) and isinstance(change, dict):
+            kwargs["backbone"] = saved | change  # a part of it, as transformers does for nested configurations
+        elif isinstance(saved, dict):
+            config_dict = config_dict | {"backbone": _build_backbone_config(saved)}
+        return super().from_dict(config_dict, **kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         options = {name: parse_modality(name, data) for name, data in self.modalities.items()}
         self.modalities = {name: option.model_dump(mode="json") for name, option in options.items()}
@@ -303,6 +353,17 @@ def _backbone_config(backbone: Any) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(backbone)
     if not isinstance(backbone, dict):
         raise ValueError(f"backbone is a {type(backbone).__name__}; it must be a configuration, a dict, a name or path")
+    model_type = backbone.get("model_type")
+    if model_type in CONFIG_MAPPING and model_type != UnimodalARDecoderConfig.model_type:
+        kind = CONFIG_MAPPING[model_type]
+        own = {*inspect.signature(kind).parameters, *kind.attribute_map} - {"kwargs"}
+        for key in backbone:
+            if key not in own | _TRANSFORMERS_KEYS | _ROPE_KEYS:
+                raise ValueError(unknown_key(key, own, f"backbone ({model_type})"))
+    return _build_backbone_config(backbone)
+
+
+def _build_backbone_config(backbone: dict[str, Any]) -> PreTrainedConfig:
     data = dict(backbone)
     model_type = data.pop("model_type", None)
     if model_type == UnimodalARDecoderConfig.model_type:

@@ -14,6 +14,7 @@ from transformers import initialization as init
 from .configuration import ModalityOptions
 from .layout import Layout
 from .schema import ContinuousElement, DiscreteElement
+from .sequence import leading_padding
 
 
 class CoordinateEmbedding(nn.Module):
@@ -95,7 +96,9 @@ class Embedding(nn.Module):
                 raise ValueError(f"covariates is None; this modality needs {self.covariates.in_features} features")
             embeds = embeds + self.covariates(covariates[:, layout.index[places]].to(embeds.dtype))
         if self.target_position is not None:
-            embeds = embeds + self.target_position(layout.coords[places]).to(embeds.dtype)
+            seen = observed if observed.dim() == 2 else observed.any(-1)
+            first = nn.functional.pad(leading_padding(seen, layout)[:, None, None], (0, 2))  # padding must not shift t
+            embeds = embeds + self.target_position(layout.coords[None, places] - first).to(embeds.dtype)
         return embeds, known
 
     def next_inputs(

@@ -22,7 +22,7 @@ from .heads import build_head
 from .layout import ORDERS, Layout, cached_layout
 from .objectives import OBJECTIVES, Objective
 from .objectives.base import TrainingPlan
-from .objectives.next_block import context_part
+from .objectives.next_block import context_part, seen_before
 from .schema import DiscreteElement
 from .segment import Grid, Segment
 from .sequence import Cursor, Part
@@ -90,11 +90,6 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         """The embedding of the first modality: continuous models have no single token table."""
         return next(iter(self.embeddings.values()))
 
-    def floating_point_ops(self, inputs: dict[str, Any], exclude_embeddings: bool = True) -> int:
-        """6 x parameters x positions, which the Trainer logs."""
-        positions = sum(segment.values.shape[0] * segment.num_elements for segment in inputs["segments"])
-        return 6 * positions * self.backbone.model.num_parameters(exclude_embeddings=exclude_embeddings)
-
     def layout(self, modality: str, grid: Grid) -> Layout:
         """The modality's layout of `grid`. A random order is drawn anew from torch's generator while training, and is
         the fixed one of `layout.seed` otherwise, so that likelihoods and samples belong to one joint distribution."""
@@ -141,8 +136,12 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         """Scalar: how many elements of `segments` are predicted, each counted by its observed fraction."""
         total = torch.zeros((), device=segments[0].values.device)
         for segment in segments:
-            if segment.target:
-                total = total + _predicted_weight(segment, self.check_segment(segment), self.embeddings[segment.modality])
+            if segment.target and self.options[segment.modality].start == "learned":
+                total = total + segment.observed_fraction.sum()
+            elif segment.target:  # nothing is predicted before something was seen
+                layout = self.check_segment(segment)
+                seen = seen_before(layout.gather(segment.element_observed), layout)
+                total = total + (layout.gather(segment.observed_fraction) * seen).sum()
         return total
 
     def check_segment(self, segment: Segment) -> Layout:
@@ -211,13 +210,3 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         means = {name: (value / counts[name].clamp(min=1e-12)).detach() for name, value in sums.items()}
         return UnimodalAROutput(loss=cast(Tensor, loss), losses=means, element_losses=element_losses)
 
-
-def _predicted_weight(segment: Segment, layout: Layout, embedding: Any) -> Tensor:
-    """Scalar: the summed weights of the elements that a forward pass would predict."""
-    fraction = layout.gather(segment.observed_fraction)
-    if embedding.start is None:  # nothing is predicted before something was seen
-        seen = (fraction > 0).long().cumsum(1)
-        first = torch.searchsorted(layout.block, layout.block)
-        before = torch.cat([torch.zeros_like(seen[:, :1]), seen], 1)[:, first]
-        fraction = fraction * (before > 0)
-    return fraction.sum()

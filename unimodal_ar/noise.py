@@ -61,7 +61,7 @@ class SampleNoise:
         steps = torch.arange(1, count + 1, device=self.state.device) * _GOLDEN
         words = _mix(self.state[:, None] + steps)
         self.state = _mix(self.state + _signed((count + 1) * _GOLDEN % (1 << 64)))
-        return ((_shift_right(words, 11).double() + 0.5) * 2.0**-53).view(*shape)
+        return ((_shift_right(words, 12).double() + 0.5) * 2.0**-52).view(*shape)
 
 
 Generator = torch.Generator | SampleNoise | None

@@ -119,10 +119,8 @@ class Cursor:
         self.valid = torch.cat([before, new], 1)
 
 
-def leading_padding(observed: Tensor | None, layout: Layout) -> Tensor | None:
+def leading_padding(observed: Tensor, layout: Layout) -> Tensor:
     """[B] long: leading slices along t that are wholly unobserved, from the elements' mask [B, N] in raster order."""
-    if observed is None:
-        return None
     missing = ~observed.view(len(observed), layout.grid[0], -1).any(-1)
     return missing.long().cumprod(1).sum(1)
 

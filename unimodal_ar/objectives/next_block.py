@@ -37,7 +37,7 @@ class NextBlock(Objective):
         elements = layout.block_range(first, layout.num_blocks)
         predicted = layout.gather(segment.element_observed)
         if embedding.start is None:
-            predicted = predicted & _seen_before(predicted, layout)
+            predicted = predicted & seen_before(predicted, layout)
         if not last:
             parts.append(_closing(embedding, segment, layout))
         return TrainingPlan(_closed(parts, layout), places, elements, predicted[:, elements])
@@ -50,8 +50,18 @@ class NextBlock(Objective):
         return parts
 
     def draw(
-        self, decoding: Decoding, embedding: Any, head: Head, segment: Segment, layout: Layout, block: int, **sampling: Any
+        self,
+        decoding: Decoding,
+        embedding: Any,
+        head: Head,
+        segment: Segment,
+        layout: Layout,
+        block: int,
+        steps: int | None = None,
+        **sampling: Any,
     ) -> Tensor:
+        if steps is not None:
+            raise ValueError(f"steps is {steps}; next-block prediction draws a block in one pass and takes no steps")
         hidden = decoding.append([_positions(embedding, segment, layout, block, block + 1)])
         return head.sample(hidden, **sampling)
 
@@ -71,7 +81,7 @@ def _positions(embedding: Any, segment: Segment, layout: Layout, first: int, las
         observed = layout.gather(segment.element_observed)
         valid = known | observed[:, places]
         if embedding.start is None:
-            valid = valid & _seen_before(observed, layout)[:, places]
+            valid = valid & seen_before(observed, layout)[:, places]
         lead = leading_padding(segment.element_observed, layout) if first == _first_block(embedding) else None
     return Part(
         embeds=embeds,
@@ -109,7 +119,7 @@ def _closed(parts: list[Part], layout: Layout) -> list[Part]:
     return [*parts[:-1], replace(parts[-1], closes=(layout.grid[0], layout.num_blocks + 1))]
 
 
-def _seen_before(observed: Tensor, layout: Layout) -> Tensor:
+def seen_before(observed: Tensor, layout: Layout) -> Tensor:
     """[B, N] bool in generation order: whether any element of an earlier block is observed."""
     count = torch.cat([observed.new_zeros(len(observed), 1, dtype=torch.long), observed.long().cumsum(1)], 1)
     block_start = torch.searchsorted(layout.block, layout.block)

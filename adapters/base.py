@@ -1,0 +1,191 @@
+"""What an adapter is: raw data of one modality <-> segments, and how adapters are stored beside a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import Field
+
+from ..schema import Strict, parse
+from ..segment import Segment
+
+CONFIG_NAME = "processor_config.json"
+
+AdapterType = TypeVar("AdapterType", bound="Adapter")
+
+
+class AdapterOptions(Strict):
+    """What every adapter's constructor takes: the name of the modality that its segments carry."""
+
+    modality: str = Field(min_length=1)
+
+
+class Adapter(ABC):
+    """Raw data of one modality <-> `Segment`. Host work only: nothing here is trained.
+
+    A subclass is registered with `register_adapter(kind)`, declares the arguments of its constructor as the schema
+    `Options`, and sets `options` to the checked values.
+    """
+
+    Options: ClassVar[type[AdapterOptions]] = AdapterOptions
+    kind: ClassVar[str]  # its name in ADAPTERS, set by register_adapter
+    options: AdapterOptions
+
+    @property
+    def modality(self) -> str:
+        """The name under which the model's configuration knows the values."""
+        return self.options.modality
+
+    @property
+    @abstractmethod
+    def element(self) -> dict[str, Any]:
+        """The `element` entry of the model's configuration that fits this adapter."""
+
+    @abstractmethod
+    def encode(self, *raw: Any, **more: Any) -> Segment:
+        """Raw data -> a segment; each adapter says which raw data."""
+
+    @abstractmethod
+    def decode(self, segment: Segment) -> Any:
+        """A segment -> raw data; the inverse of `encode` up to what the adapter says is lost."""
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON-able values."""
+        return self.options.model_dump(mode="json")
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Adds this adapter to `processor_config.json` in `directory` (made if missing); an adapter of the same
+        modality is replaced, everything else in the file stays. The file is never seen half written.
+
+        Raises:
+            ValueError: the file exists and is not a JSON object.
+        """
+        path = Path(directory) / CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = _read(path) if path.exists() else {}
+        entry = {"kind": self.kind, **self.config()}
+        content["adapters"] = {**content.get("adapters", {}), self.modality: entry}
+        _write(path, content)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[AdapterType], directory: str | os.PathLike[str], modality: str | None = None
+    ) -> AdapterType:
+        """The only adapter of this class in `directory`, or the one of `modality`.
+
+        Raises:
+            ValueError: no such file or adapter, several adapters and no `modality`, an unknown kind or key.
+        """
+        found = {name: adapter for name, adapter in load_adapters(directory).items() if isinstance(adapter, cls)}
+        if modality is None and len(found) == 1:
+            return next(iter(found.values()))
+        if modality is None:
+            raise ValueError(
+                f"{directory} holds {len(found)} adapters of type {cls.__name__}, {sorted(found)}; "
+                "say which with modality="
+            )
+        if modality not in found:
+            raise ValueError(
+                f"modality is {modality!r}; the adapters of type {cls.__name__} in {directory} are {sorted(found)}"
+            )
+        return found[modality]
+
+
+ADAPTERS: dict[str, type[Adapter]] = {}
+
+
+def register_adapter(kind: str) -> Callable[[type[AdapterType]], type[AdapterType]]:
+    """Class decorator that adds an adapter to `ADAPTERS`; a name that is taken raises ValueError."""
+
+    def register(adapter: type[AdapterType]) -> type[AdapterType]:
+        if kind in ADAPTERS:
+            raise ValueError(f"adapter {kind!r} is already registered; taken names are {sorted(ADAPTERS)}")
+        adapter.kind = kind
+        ADAPTERS[kind] = adapter
+        return adapter
+
+    return register
+
+
+class AutoAdapter:
+    """Builds the adapter that a file or a mapping speaks of."""
+
+    @staticmethod
+    def from_pretrained(directory: str | os.PathLike[str], modality: str | None = None) -> Adapter:
+        """The only adapter stored in `directory`, or the one of `modality`.
+
+        Raises:
+            ValueError: as `Adapter.from_pretrained`.
+        """
+        return Adapter.from_pretrained(directory, modality)
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any], where: str = "adapter") -> Adapter:
+        """An adapter from `{"kind": name in ADAPTERS, **constructor arguments}`.
+
+        Args:
+            where: how messages name the mapping.
+
+        Raises:
+            ValueError: not a mapping, an unknown kind, an unknown key or an illegal value; all are told at once.
+        """
+        if not isinstance(config, Mapping):
+            raise ValueError(f"{where} is {config!r}; it must be a mapping with a 'kind'")
+        kind = config.get("kind")
+        if kind not in ADAPTERS:
+            raise ValueError(f"{where}.kind is {kind!r}; known kinds are {sorted(ADAPTERS)}")
+        given = {key: value for key, value in config.items() if key != "kind"}
+        options = parse(ADAPTERS[kind].Options, given, where)
+        return ADAPTERS[kind](**options.model_dump())
+
+
+def load_adapters(directory: str | os.PathLike[str]) -> dict[str, Adapter]:
+    """Every adapter stored in `directory`, by modality.
+
+    Raises:
+        ValueError: no `processor_config.json`, or one that holds no adapters, an unknown kind or an unknown key.
+    """
+    path = Path(directory) / CONFIG_NAME
+    if not path.exists():
+        raise ValueError(f"{directory} has no {CONFIG_NAME}; adapters are stored there by save_pretrained")
+    entries = _read(path).get("adapters")
+    if not entries:
+        raise ValueError(f"{path} holds no adapters; save_pretrained of an adapter adds one")
+    return {modality: _build(path, modality, entry) for modality, entry in entries.items()}
+
+
+def _build(path: Path, modality: str, entry: Any) -> Adapter:
+    where = f"{path}: adapters.{modality}"
+    if isinstance(entry, Mapping):
+        entry = {"modality": modality, **entry}
+    adapter = AutoAdapter.from_config(entry, where)
+    if adapter.modality != modality:
+        raise ValueError(f"{where}.modality is {adapter.modality!r}; it must be the name it is stored under")
+    return adapter
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("adapters", {}), dict):
+        raise ValueError(f"{path} must be a JSON object whose 'adapters' is an object with one entry per modality")
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Writes beside the file and renames: a reader sees the old content or the new."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

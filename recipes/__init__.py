@@ -1,0 +1,1 @@
+"""Recipes: commented YAML files by method, and the launcher `unimodal_ar.recipes.train`."""

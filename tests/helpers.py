@@ -1,0 +1,128 @@
+"""Toy models and the few ways the tests of the core look into them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from unimodal_ar import Segment, UnimodalARConfig, UnimodalARForGeneration
+
+P_VALUE = 1e-4  # a goodness-of-fit test with a fixed seed fails below it
+WIDTH = 32
+
+
+def toy_backbones() -> dict[str, dict[str, Any]]:
+    """Tiny configurations of the bodies that every invariant is checked on."""
+    small = dict(hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    grouped = small | dict(num_key_value_heads=2)
+    return {
+        "native": dict(model_type="unimodal_ar_decoder", **grouped),
+        "llama": dict(model_type="llama", vocab_size=8, **grouped),
+        # GPT-2's default ids of special tokens lie outside a vocabulary of 8.
+        "gpt2": dict(model_type="gpt2", n_embd=WIDTH, n_layer=2, n_head=4, vocab_size=8, bos_token_id=0, eos_token_id=0),
+        "qwen3": dict(model_type="qwen3", vocab_size=8, head_dim=8, **grouped),
+    }
+
+
+BACKBONES = list(toy_backbones())
+
+
+def perturb(module: torch.nn.Module, spread: float, seed: int = 0) -> None:
+    """Moves every parameter, so that none is zero or symmetric and no test passes for that reason."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += spread * torch.randn(parameter.shape, generator=generator)
+
+
+def build(
+    modalities: dict[str, dict[str, Any]], backbone: Any = "native", spread: float = 0.3, seed: int = 0, **native: Any
+) -> UnimodalARForGeneration:
+    """A toy model in evaluation mode. `backbone`: a name of `toy_backbones`, or a configuration; `native`: changes to
+    the native one."""
+    torch.manual_seed(seed)
+    config = toy_backbones()[backbone] | native if isinstance(backbone, str) else backbone
+    model = UnimodalARForGeneration(UnimodalARConfig(backbone=config, modalities=modalities)).eval()
+    perturb(model, spread, seed)
+    return model
+
+
+def series(dim: int = 3, grid: Sequence[int] = (6, 1, 1), block: Any = 1, order: str = "raster", **more: Any) -> dict[str, Any]:
+    return {
+        "element": {"kind": "continuous", "dim": dim},
+        "grid": tuple(grid),
+        "layout": {"order": order, "block": block},
+        "head": {"kind": "regression"},
+    } | more
+
+
+def codes(vocab_size: int = 3, grid: Sequence[int] = (4, 1, 1), block: Any = 1, order: str = "raster", **more: Any) -> dict[str, Any]:
+    return {
+        "element": {"kind": "discrete", "vocab_size": vocab_size},
+        "grid": tuple(grid),
+        "layout": {"order": order, "block": block},
+        "head": {"kind": "categorical"},
+    } | more
+
+
+def label(vocab_size: int = 5, **more: Any) -> dict[str, Any]:
+    """A modality that is only ever context."""
+    return {"element": {"kind": "discrete", "vocab_size": vocab_size}, "grid": (1, 1, 1)} | more
+
+
+def labels(*values: int) -> Segment:
+    return Segment("label", torch.tensor(values)[:, None], (1, 1, 1), target=False)
+
+
+@contextmanager
+def hidden_states(model: UnimodalARForGeneration) -> Iterator[list[Tensor]]:
+    """Collects what the backbone returns, call by call: [B, positions, H]."""
+    states: list[Tensor] = []
+    hook = model.backbone.register_forward_hook(lambda module, args, output: states.append(output))
+    try:
+        yield states
+    finally:
+        hook.remove()
+
+
+def full_hidden(model: UnimodalARForGeneration, segments: Sequence[Segment]) -> Tensor:
+    """The hidden states of one forward pass over all positions."""
+    with hidden_states(model) as states:
+        model(segments)
+    (hidden,) = states
+    return hidden
+
+
+def all_sequences(vocab_size: int, length: int) -> Tensor:
+    """[V^N, N]: every sequence of codes."""
+    return torch.tensor(list(itertools.product(range(vocab_size), repeat=length)))
+
+
+def frequencies(drawn: Tensor, vocab_size: int) -> np.ndarray:
+    """How often each of `all_sequences` occurs among [S, N]."""
+    place = vocab_size ** torch.arange(drawn.shape[1] - 1, -1, -1)
+    return torch.bincount((drawn * place).sum(1), minlength=vocab_size ** drawn.shape[1]).numpy()
+
+
+def chi_square(observed: np.ndarray, probability: np.ndarray) -> float:
+    """P-value of the counts under the probabilities; cells with an expected count below 5 are pooled."""
+    assert abs(probability.sum() - 1) < 1e-4
+    probability = probability / probability.sum()
+    expected = probability * observed.sum()
+    if observed[probability == 0].any():
+        return 0.0
+    small = expected < 5
+    pooled = [(observed[~small], expected[~small]), ([observed[small].sum()], [expected[small].sum()])]
+    counts, expectation = (np.concatenate(column) for column in zip(*pooled, strict=True))
+    if expectation[-1] < 5 and len(expectation) > 1:  # the pool itself may still be small
+        counts = np.append(counts[:-2], counts[-2] + counts[-1])
+        expectation = np.append(expectation[:-2], expectation[-2] + expectation[-1])
+    assert len(counts) > 5, "the joint is too concentrated to be tested"
+    return float(stats.chisquare(counts, expectation).pvalue)

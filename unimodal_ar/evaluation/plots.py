@@ -1,0 +1,240 @@
+"""Pictures of forecasts: a fan of prediction intervals behind the point forecast. matplotlib is imported when a
+picture is asked for, and nothing of its global state is touched.
+
+Shapes: L history steps, H horizon, Q quantile levels, S sample paths.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from unimodal_ar.evaluation.forecast import check_levels, quantile_at
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from unimodal_ar.forecasting import Forecast
+
+HISTORY, ACTUAL, FORECAST = "#555555", "#000000", "#1f5fa8"
+FANS = ("#d6e4f2", "#b3cde6", "#86b0d8")
+"""Opaque colours, outermost interval first: nested transparent ones would add up to something else."""
+PREFERRED = (0.9, 0.8, 0.5)
+DPI = 150
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One series in a picture.
+
+    Args:
+        history: [L] what came before, NaN where missing.
+        forecast: [H] the point forecast to draw, median or mean.
+        quantiles: [Q, H]; drawn are the intervals between two levels q and 1 - q nearest to 90, 80 and 50 %.
+        levels: [Q] in (0, 1), increasing.
+        actual: [H] what really happened, NaN where missing.
+        timestamps: [L + H] of history and horizon (datetimes, datetime64 or a DatetimeIndex, with or without a time
+            zone). None: steps, the last of the history being 0.
+        title: a line above the panel, the place for a name and a unit.
+        samples: [S, H] sample paths to draw as thin lines.
+
+    Raises:
+        ValueError: a shape does not fit, or no two levels enclose an interval.
+    """
+
+    history: ArrayLike
+    forecast: ArrayLike
+    quantiles: ArrayLike | None = None
+    levels: ArrayLike | None = None
+    actual: ArrayLike | None = None
+    timestamps: Any = None
+    title: str | None = None
+    samples: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        length, horizon = np.size(self.history), np.size(self.forecast)
+        self._check("history", self.history, (length,))
+        self._check("forecast", self.forecast, (horizon,))
+        if length == 0 or horizon == 0:
+            raise ValueError(f"history has {length} steps and forecast {horizon}; both need at least 1")
+        if (self.quantiles is None) != (self.levels is None):
+            raise ValueError("quantiles and levels must be given together")
+        if self.levels is not None:
+            self._check("quantiles", self.quantiles, (len(check_levels(self.levels)), horizon))
+            if not self.intervals():
+                raise ValueError(
+                    f"levels are {list(np.asarray(self.levels))}; no two enclose an interval, as 0.1 and 0.9 do"
+                )
+        self._check("actual", self.actual, (horizon,))
+        self._check("timestamps", self.timestamps, (length + horizon,))
+        self._check("samples", self.samples, (*np.shape(self.samples)[:1], horizon))
+
+    def intervals(self) -> list[float]:
+        """Probabilities of the intervals to draw, outermost first: the available ones nearest to the preferred."""
+        if self.levels is None:
+            return []
+        levels = check_levels(self.levels)
+        available = [
+            round(1 - 2 * q, 9) for q in levels if q < 0.5 and np.isclose(levels, 1 - q, rtol=0, atol=1e-9).any()
+        ]
+        if not available:
+            return []
+        nearest = {min(available, key=lambda width: (round(abs(width - wish), 9), -width)) for wish in PREFERRED}
+        return sorted(nearest, reverse=True)
+
+    def _check(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
+        if value is not None and np.shape(value) != shape:
+            raise ValueError(f"{name} has shape {np.shape(value)}; history and forecast ask for {shape}")
+
+
+def forecast_panels(forecast: Forecast, most: int = 6, history: int | None = None) -> list[Panel]:
+    """A panel for each of the first `most` series of a forecast, with `history` steps before it (None: three horizons,
+    but at least 48)."""
+    horizon, panels = forecast.mean.shape[1], []
+    for number, series in enumerate(forecast.series[:most]):
+        shown = min(len(series.values), history or max(3 * horizon, 48))
+        times = forecast.times(number)
+        panels.append(
+            Panel(
+                series.values[-shown:],
+                forecast.median[number],
+                None if forecast.quantiles is None else forecast.quantiles[number],
+                forecast.levels,
+                timestamps=None if times is None else times[-shown - horizon :],
+                title=series.item_id,
+            )
+        )
+    return panels
+
+
+def plot_forecast(
+    path: str | Path,
+    history: ArrayLike,
+    forecast: ArrayLike,
+    quantiles: ArrayLike | None = None,
+    levels: ArrayLike | None = None,
+    actual: ArrayLike | None = None,
+    timestamps: Any = None,
+    title: str | None = None,
+    samples: ArrayLike | None = None,
+) -> None:
+    """Writes a picture (10 x 4 inches at 150 dpi) of one forecast to `path`; arguments as in `Panel`, path and errors
+    as in `plot_panels`."""
+    plot_panels(path, [Panel(history, forecast, quantiles, levels, actual, timestamps, title, samples)])
+
+
+def plot_panels(path: str | Path, panels: Sequence[Panel], title: str | None = None) -> None:
+    """Writes small multiples, one panel per series, to `path`: one column of up to three panels, two columns of more.
+
+    Args:
+        path: .png, .svg, .pdf or any other suffix that matplotlib writes. The file is written whole or not at all.
+        panels: at least one.
+        title: a line above everything.
+
+    Raises:
+        ValueError: no panels, or a suffix that matplotlib does not write.
+        ImportError: matplotlib is not installed.
+    """
+    if not panels:
+        raise ValueError("panels is empty; a picture needs at least one")
+    path = Path(path)
+    figure = _figure(panels, title)
+    legal = sorted(figure.canvas.get_supported_filetypes())
+    suffix = path.suffix.removeprefix(".").lower()
+    if suffix not in legal:
+        raise ValueError(f"path {str(path)!r} has the suffix {path.suffix!r}; it must be one of {legal}")
+    whole = io.BytesIO()
+    figure.savefig(whole, format=suffix, dpi=DPI)
+    path.write_bytes(whole.getvalue())
+
+
+def _figure(panels: Sequence[Panel], title: str | None) -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a picture needs matplotlib: pip install unimodal-ar[demo]") from error
+    columns = 1 if len(panels) <= 3 else 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(10, 4 if rows == 1 else 0.8 + 2.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw(axis, panel)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    if title is not None:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    _add_legend(figure, list(axes[: len(panels)]))
+    return figure
+
+
+def _add_legend(figure: Figure, axes: list[Axes]) -> None:
+    """One legend for all panels, lines before the intervals behind them."""
+    entries = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    labels = sorted(entries, key=lambda label: label.endswith("interval"))
+    handles = [entries[label] for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+
+
+def _draw(axis: Axes, panel: Panel) -> None:
+    history = np.asarray(panel.history, dtype=np.float64)
+    length, horizon = len(history), np.size(panel.forecast)
+    steps = np.arange(1 - length, horizon + 1) if panel.timestamps is None else np.asarray(panel.timestamps)
+    future = steps[length:]
+    axis.plot(steps[:length], history, color=HISTORY, linewidth=1.1, label="history")
+    _draw_fan(axis, panel, future)
+    if panel.samples is not None:
+        paths = np.asarray(panel.samples, dtype=np.float64)
+        for i, path in enumerate(paths):
+            axis.plot(future, path, color=FORECAST, alpha=0.35, linewidth=0.6, label=None if i else "samples")
+    axis.plot(future, np.asarray(panel.forecast), color=FORECAST, linewidth=1.8, label="forecast")
+    if panel.actual is not None:
+        # Joined to the history: it is one curve, and the gap would look like missing data.
+        joined = np.concatenate([history[-1:], np.asarray(panel.actual, dtype=np.float64)])
+        axis.plot(steps[length - 1 :], joined, color=ACTUAL, linewidth=0.9, label="actual")
+    _dress(axis, panel, steps)
+
+
+def _draw_fan(axis: Axes, panel: Panel, future: np.ndarray) -> None:
+    if panel.quantiles is None or panel.levels is None:
+        return
+    for width, color in zip(panel.intervals(), FANS, strict=False):
+        lower, upper = (quantile_at(panel.quantiles, panel.levels, 0.5 + side * width / 2) for side in (-1, 1))
+        assert lower is not None and upper is not None
+        axis.fill_between(future, lower, upper, color=color, linewidth=0, label=f"{100 * width:.3g} % interval")
+
+
+def _dress(axis: Axes, panel: Panel, steps: np.ndarray) -> None:
+    axis.axvline(steps[np.size(panel.history) - 1], color="#999999", linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+    axis.grid(True, color="#e8e8e8", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#999999")
+    axis.tick_params(color="#999999", labelsize=9)
+    axis.margins(x=0.01)
+    if panel.title is not None:
+        axis.set_title(panel.title, loc="left", fontsize=11)
+    if panel.timestamps is None:
+        axis.set_xlabel("steps ahead", fontsize=9)
+        return
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    zone = getattr(steps[0], "tzinfo", None)
+    locator = AutoDateLocator(tz=zone, minticks=4, maxticks=8)
+    formatter = ConciseDateFormatter(locator, tz=zone)
+    # A bare day, matplotlib's choice, leaves open which month it belongs to.
+    formatter.formats[2] = formatter.zero_formats[2] = formatter.zero_formats[3] = "%d %b"
+    formatter.offset_formats[2] = "%Y"
+    axis.xaxis.set_major_locator(locator)
+    axis.xaxis.set_major_formatter(formatter)

@@ -1,0 +1,88 @@
+"""transformers' Trainer, told how to count the items of a batch of segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import ProgressCallback, Trainer
+
+from ..modeling import UnimodalARForGeneration
+from ..segment import Segment, collate
+
+
+def collate_segments(examples: Sequence[Sequence[Segment]]) -> dict[str, Any]:
+    """Examples (sequences of segments) -> the model's batch."""
+    return {"segments": collate(examples)}
+
+
+class Progress(ProgressCallback):
+    """The Trainer's progress bar, with one readable line per log and no second bar for evaluation."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        shown = ("loss", "eval_loss", "learning_rate", "grad_norm")
+        values = {k: float(v) for k, v in (logs or {}).items() if k in shown or k.startswith("loss_")}
+        if state.is_world_process_zero and self.training_bar is not None and values:
+            line = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.training_bar.write(f"epoch {state.epoch:.2f}  step {state.global_step}  {line}")
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class UnimodalARTrainer(Trainer):
+    """The Trainer for models of segments.
+
+    The loss of an optimiser step is its summed element losses divided by its number of predicted elements, however it
+    is cut into micro-batches and processes. `loss_<modality>` is logged beside `loss`.
+    """
+
+    def __init__(self, *args: Any, data_collator: Any = collate_segments, **kwargs: Any) -> None:
+        super().__init__(*args, data_collator=data_collator, **kwargs)
+        if self.args.remove_unused_columns:
+            raise ValueError("remove_unused_columns is True; segments are not columns, so it must be False")
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(Progress)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        model: UnimodalARForGeneration = self.accelerator.unwrap_model(self.model)
+        count = torch.stack([model.count_items(batch["segments"]).to(device) for batch in batches]).sum()
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return batches, count
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            for name, value in outputs["losses"].items():
+                self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+                self._counts[name] = self._counts.get(name, 0) + 1
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """The batch's loss; samples and likelihoods are evaluated elsewhere. (The base class looks for labels.)"""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 x parameters x elements. (The base class counts the elements of a single input tensor.)"""
+        elements = sum(segment.batch_size * segment.num_elements for segment in inputs["segments"])
+        return 6 * elements * self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self._sums:
+            logs |= {f"loss_{name}": round((total / self._counts[name]).item(), 4) for name, total in self._sums.items()}
+            self._sums, self._counts = {}, {}
+        super().log(logs, *args, **kwargs)
