@@ -79,7 +79,10 @@ def _fit(resolved: Resolved, checkpoints: Path, **changes: Any) -> UnimodalARTra
     model = UnimodalARForGeneration(resolved.config)
     data_train, data_validation = resolved.data.train(), resolved.data.validation()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{trainable:,} trainable parameters, {len(data_train):,} training and {len(data_validation):,} validation windows")
+    print(
+        f"{trainable:,} trainable parameters, {len(data_train):,} training and "
+        f"{len(data_validation):,} validation windows"
+    )
     trainer = UnimodalARTrainer(
         model=model,
         args=arguments,

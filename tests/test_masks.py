@@ -181,7 +181,6 @@ def test_models_agree_between_eager_and_sdpa(backbone: str, block: Any) -> None:
 @pytest.mark.parametrize("backbone", ["native", "llama"])
 def test_models_agree_with_flex_attention(backbone: str) -> None:
     grid = (4, 1, 2)
-    # FlexAttention's CPU kernel wants heads of 16 or more.
     model = build({"x": series(grid=grid, block=2), "label": label()}, backbone)
     segments = example(grid)
     hidden = []

@@ -95,7 +95,9 @@ def _forecast(arguments: argparse.Namespace) -> None:
     if out.suffix not in (".parquet", ".csv"):
         raise ValueError(f"--out is {arguments.out!r}; it must end in .parquet or .csv")
     if not (Path(arguments.model) / "config.json").is_file():
-        raise ValueError(f"--model is {arguments.model!r}, which holds no config.json; it must be a trained model's folder")
+        raise ValueError(
+            f"--model is {arguments.model!r}, which holds no config.json; it must be a trained model's folder"
+        )
     names = ("time", "item", "target", "known", "past", "freq", "on_irregular")
     series = read_series(arguments.table, **{name: getattr(arguments, name) for name in names})
     forecaster = Forecaster.from_pretrained(arguments.model, device=arguments.device)

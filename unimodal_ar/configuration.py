@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .heads import HEADS
-from .layout import ORDERS, Layout, check_grid
+from .layout import ORDERS, Layout
 from .objectives import OBJECTIVES
 from .schema import Element, Strict, parse, unknown_key
 
@@ -268,9 +268,11 @@ def parse_modality(name: str, data: Any) -> ModalityOptions:
             f"modalities.{name}.head.kind is {options.head['kind']!r}, a head for "
             f"{HEADS[options.head['kind']].element_kind} elements; the element is {options.element.kind}"
         )
-    check_grid(options.grid)
     if not ORDERS[options.layout.order].random:
-        Layout.from_grid(options.grid, options.layout.order, options.layout.block)  # raises where they do not fit
+        try:
+            Layout.from_grid(options.grid, options.layout.order, options.layout.block)
+        except ValueError as error:
+            raise ValueError(f"modalities.{name}.layout: {error}") from None
     return options
 
 
@@ -341,7 +343,7 @@ class UnimodalARConfig(StrictConfig):
         return parse_modality(name, self.modalities[name])
 
 
-UnimodalARConfig.sub_configs = {"backbone": AutoConfig}
+UnimodalARConfig.sub_configs = {"backbone": AutoConfig}  # type: ignore[assignment, method-assign]  # a class property
 
 
 def _backbone_config(backbone: Any) -> PreTrainedConfig:
@@ -365,10 +367,10 @@ def _backbone_config(backbone: Any) -> PreTrainedConfig:
 
 def _build_backbone_config(backbone: dict[str, Any]) -> PreTrainedConfig:
     data = dict(backbone)
-    model_type = data.pop("model_type", None)
+    model_type: Any = data.pop("model_type", None)
     if model_type == UnimodalARDecoderConfig.model_type:
         return UnimodalARDecoderConfig(**data)
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"backbone.model_type is {model_type!r}; it must be {UnimodalARDecoderConfig.model_type!r} or a "
             "transformers model type such as 'llama', 'gpt2' or 'qwen3'"

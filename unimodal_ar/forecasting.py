@@ -137,8 +137,10 @@ class Forecaster:
             dtype = torch.float32
         adapter = AutoAdapter.from_pretrained(path, modality)
         if not isinstance(adapter, TimeSeriesAdapter):
-            raise ValueError(f"adapter of {str(path)!r} is a {type(adapter).__name__}; forecasting needs a TimeSeriesAdapter")
-        model = UnimodalARForGeneration.from_pretrained(path, **({} if dtype is None else {"dtype": dtype}))
+            raise ValueError(
+                f"adapter of {str(path)!r} is a {type(adapter).__name__}; forecasting needs a TimeSeriesAdapter"
+            )
+        model: Any = UnimodalARForGeneration.from_pretrained(path, dtype=dtype or "auto")
         return cls(model.to(where), adapter)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
@@ -229,8 +231,8 @@ class Forecaster:
                     )
             if item.known is not None and len(item.known) < len(item.values) + horizon:
                 raise ValueError(
-                    f"known covariates of series {item.item_id!r} reach {len(item.known) - len(item.values)} steps past "
-                    f"its end; the horizon needs {horizon}"
+                    f"known covariates of series {item.item_id!r} reach {len(item.known) - len(item.values)} steps "
+                    f"past its end; the horizon needs {horizon}"
                 )
         return items
 

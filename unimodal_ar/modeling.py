@@ -6,13 +6,13 @@ Shapes: B batch, N elements of a segment, H width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .backbone import UnimodalARPreTrainedModel, build_backbone
 from .configuration import ModalityOptions, UnimodalARConfig, check_part
@@ -63,11 +63,15 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         self.backbone = build_backbone(config)
         self.embeddings = nn.ModuleDict({name: build_embedding(width, o) for name, o in self.options.items()})
         generated = {name: options for name, options in self.options.items() if options.head is not None}
-        self.heads = nn.ModuleDict({name: build_head(width, o.element, dict(o.head or {})) for name, o in generated.items()})
+        self.heads = nn.ModuleDict(
+            {name: build_head(width, o.element, dict(o.head or {})) for name, o in generated.items()}
+        )
         self.objectives: dict[str, Objective] = {}
         for name, options in generated.items():
             part = dict(options.objective or {})
-            self.objectives[name] = OBJECTIVES[part["kind"]](check_part(part, OBJECTIVES, f"modalities.{name}.objective"))
+            self.objectives[name] = OBJECTIVES[part["kind"]](
+                check_part(part, OBJECTIVES, f"modalities.{name}.objective")
+            )
         self.post_init()
 
     @classmethod
@@ -82,9 +86,9 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             kwargs: passed to `AutoModel.from_pretrained` (`dtype`, `revision`, `gguf_file`, ...) for a name or path.
         """
         body = AutoModel.from_pretrained(backbone, **kwargs) if isinstance(backbone, str) else backbone
-        model = cls(UnimodalARConfig(backbone=body.config, modalities=modalities)).to(body.dtype)
+        model: Any = cls(UnimodalARConfig(backbone=body.config, modalities=modalities))
         model.backbone.model.load_state_dict(body.state_dict())
-        return model
+        return model.to(body.dtype)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of the first modality: continuous models have no single token table."""
@@ -98,7 +102,9 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         if ORDERS[options.order].random and self.training:
             return Layout.from_grid(grid, options.order, block).to(self.device)
         if isinstance(block, list):
-            return Layout.from_grid(grid, options.order, block, torch.Generator().manual_seed(options.seed)).to(self.device)
+            return Layout.from_grid(grid, options.order, block, torch.Generator().manual_seed(options.seed)).to(
+                self.device
+            )
         return cached_layout(grid, options.order, block, options.seed, self.device)
 
     def forward(
@@ -115,7 +121,9 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             ValueError: a segment does not fit the configuration; the message names it.
         """
         if unknown:
-            raise ValueError(f"forward got the unknown arguments {sorted(unknown)}; it takes segments, num_items_in_batch")
+            raise ValueError(
+                f"forward got the unknown arguments {sorted(unknown)}; it takes segments, num_items_in_batch"
+            )
         parts: list[Part] = []
         jobs: list[tuple[Segment, Layout, TrainingPlan, int]] = []
         for number, segment in enumerate(segments):
@@ -161,7 +169,10 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             kind = f"floating point of shape [B, N, {element.dim}]"
             fits = segment.values.is_floating_point() and shape == (*shape[:2], element.dim)
         if not fits:
-            raise ValueError(f"values of {segment.modality!r} are {segment.values.dtype} of shape {list(shape)}; this model wants {kind}")
+            raise ValueError(
+                f"values of {segment.modality!r} are {segment.values.dtype} of shape {list(shape)}; "
+                f"this model wants {kind}"
+            )
         features = 0 if segment.covariates is None else segment.covariates.shape[-1]
         if features != options.covariates:
             raise ValueError(
@@ -171,12 +182,12 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
 
     def context_part(self, segment: Segment, layout: Layout) -> Part:
         """A context segment's positions; in training it is replaced by the null vector with `null_probability`."""
-        embedding = self.embeddings[segment.modality]
+        embedding: Any = self.embeddings[segment.modality]
         part = context_part(embedding, segment, layout)
         if self.training and embedding.null is not None:
-            keep = torch.rand(segment.batch_size, 1, 1, device=part.embeds.device)
-            keep = keep >= self.options[segment.modality].null_probability
-            part = Part(**{**vars(part), "embeds": torch.where(keep, part.embeds, embedding.null.to(part.embeds.dtype))})
+            drawn = torch.rand(segment.batch_size, 1, 1, device=part.embeds.device)
+            keep = drawn >= self.options[segment.modality].null_probability
+            part = replace(part, embeds=torch.where(keep, part.embeds, embedding.null.to(part.embeds.dtype)))
         return part
 
     def _losses(
@@ -209,4 +220,3 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         loss = sum(self.options[name].loss_weight * value for name, value in sums.items()) / total
         means = {name: (value / counts[name].clamp(min=1e-12)).detach() for name, value in sums.items()}
         return UnimodalAROutput(loss=cast(Tensor, loss), losses=means, element_losses=element_losses)
-

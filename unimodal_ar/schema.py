@@ -31,7 +31,7 @@ class ContinuousElement(Strict):
     dim: PositiveInt
 
 
-Element = Annotated[Union[DiscreteElement, ContinuousElement], Field(discriminator="kind")]
+Element = Annotated[DiscreteElement | ContinuousElement, Field(discriminator="kind")]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -45,8 +45,11 @@ def parse(schema: type[Model], data: Any, where: str) -> Model:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(schema, problem, where) for problem in error.errors()]
-        raise ValueError("; ".join(problems)) from None
+        problems: dict[str, list[str]] = {}  # by place: the members of a union each have their own complaint
+        for problem in error.errors():
+            place, complaint = _explain(schema, problem, where)
+            problems.setdefault(place, []).append(complaint)
+        raise ValueError("; ".join(place + " or ".join(told) for place, told in problems.items())) from None
 
 
 def unknown_key(key: str, legal: Iterable[str], where: str) -> str:
@@ -57,16 +60,17 @@ def unknown_key(key: str, legal: Iterable[str], where: str) -> str:
     return f"{where} has an unknown key {key!r}; {hint}"
 
 
-def _explain(schema: type[BaseModel], problem: Any, where: str) -> str:
+def _explain(schema: type[BaseModel], problem: Any, where: str) -> tuple[str, str]:
+    """The place with its value, and what is wrong there."""
     path = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         owner, named = _walk(schema, path[:-1])
         legal = owner.model_fields if owner else ()
-        return unknown_key(path[-1], legal, ".".join([where, *named]))
+        return unknown_key(path[-1], legal, ".".join([where, *named])), ""
     _, named = _walk(schema, path)
     value = "" if problem["type"] == "missing" else f" is {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{'.'.join([where, *named])}{value}: {message[0].lower()}{message[1:]}"
+    return f"{'.'.join([where, *named])}{value}: ", f"{message[0].lower()}{message[1:]}"
 
 
 def _walk(annotation: Any, path: list[str]) -> tuple[Any, list[str]]:
@@ -74,7 +78,7 @@ def _walk(annotation: Any, path: list[str]) -> tuple[Any, list[str]]:
     a location also holds the tags of unions, which are not keys."""
     named: list[str] = []
     for part in path:
-        models = [model for model in _models(annotation)]
+        models = _models(annotation)
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         tagged = [model for model in models if _tag(model) == part]
         if fields:
@@ -82,6 +86,8 @@ def _walk(annotation: Any, path: list[str]) -> tuple[Any, list[str]]:
             named.append(part)
         elif tagged:
             annotation = tagged[0]
+        elif not models and _is_union(annotation):  # the part says which member complains
+            annotation = None
         elif not models or get_origin(annotation) in (list, dict):
             named.append(part)
             annotation = (get_args(annotation) or (None,))[-1]
@@ -96,6 +102,11 @@ def _models(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         return [model for member in get_args(annotation) for model in _models(member)]
     return []
+
+
+def _is_union(annotation: Any) -> bool:
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    return sum(member is not type(None) for member in members) > 1
 
 
 def _tag(model: Any) -> str | None:

@@ -131,7 +131,8 @@ class Segment:
     def _map(self, function: Any) -> Segment:
         """`function` on every tensor, those that an adapter's subclass carries along (a scale, say) too."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: function(x) for name, x in tensors.items() if isinstance(x, Tensor)})
+        changes: dict[str, Any] = {name: function(x) for name, x in tensors.items() if isinstance(x, Tensor)}
+        return replace(self, **changes)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Segment:
         """Moves every tensor; dtypes stay. (accelerate calls this to place a batch.)"""
@@ -169,7 +170,8 @@ def collate(examples: Sequence[Sequence[Segment]]) -> list[Segment]:
                 )
             column.append(example[position])
         names = [field.name for field in fields(first) if isinstance(getattr(first, field.name), Tensor)]
-        batch.append(replace(first, **{name: torch.cat([getattr(s, name) for s in column]) for name in names}))
+        stacked: dict[str, Any] = {name: torch.cat([getattr(s, name) for s in column]) for name in names}
+        batch.append(replace(first, **stacked))
     return batch
 
 

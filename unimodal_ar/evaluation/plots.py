@@ -74,7 +74,7 @@ class Panel:
                 )
         self._check("actual", self.actual, (horizon,))
         self._check("timestamps", self.timestamps, (length + horizon,))
-        self._check("samples", self.samples, (*np.shape(self.samples)[:1], horizon))
+        self._check("samples", self.samples, (*np.asarray(self.samples).shape[:1], horizon))
 
     def intervals(self) -> list[float]:
         """Probabilities of the intervals to draw, outermost first: the available ones nearest to the preferred."""
@@ -178,7 +178,7 @@ def _figure(panels: Sequence[Panel], title: str | None) -> Figure:
 
 def _add_legend(figure: Figure, axes: list[Axes]) -> None:
     """One legend for all panels, lines before the intervals behind them."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)

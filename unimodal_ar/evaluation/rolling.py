@@ -43,7 +43,11 @@ def rolling_evaluation(
         method -> metric -> value, see `evaluate`; pooled over series and windows.
     """
     lookback = forecaster.lookback
-    names = {"unimodal_ar": None, "repeat last": repeat_last, f"seasonal naive ({season})": partial(seasonal_naive, season=season)}
+    names = {
+        "unimodal_ar": None,
+        "repeat last": repeat_last,
+        f"seasonal naive ({season})": partial(seasonal_naive, season=season),
+    }
     collected: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in names}
     targets, scales = [], []
     for item, train, test in zip(series, train_stop, test_start, strict=True):
@@ -73,7 +77,7 @@ def window(item: Series, origin: int, horizon: int, lookback: int) -> Series:
     return Series(
         item.values[start:origin],
         item.item_id,
-        None if item.start is None or item.freq is None else _time(item, start),
+        _time(item, start),
         item.freq,
         None if item.known is None else item.known[start : origin + horizon],
         None if item.past is None else item.past[start:origin],
@@ -81,6 +85,8 @@ def window(item: Series, origin: int, horizon: int, lookback: int) -> Series:
 
 
 def _time(item: Series, step: int) -> Any:
+    if item.start is None or item.freq is None:
+        return None
     import pandas as pd
 
     return pd.date_range(item.start, periods=step + 1, freq=item.freq)[-1]

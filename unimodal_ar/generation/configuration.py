@@ -23,6 +23,13 @@ class UnimodalARGenerationConfig(GenerationConfig):
         ValueError: an unknown name.
     """
 
+    num_samples: int
+    steps: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    guidance_scale: float
+
     _defaults = {
         "num_samples": 1,
         "steps": None,
@@ -47,7 +54,7 @@ class UnimodalARGenerationConfig(GenerationConfig):
         """The defaults: a model's configuration holds no sampling options."""
         return cls()
 
-    def validate(self, **_: Any) -> None:
+    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Raises ValueError where a value is out of range."""
         if not isinstance(self.num_samples, int) or self.num_samples < 1:
             raise ValueError(f"num_samples is {self.num_samples!r}; it must be an integer >= 1")

@@ -80,7 +80,7 @@ class UnimodalARGenerationMixin:
             ValueError: an argument does not fit the model; the message names it.
         """
         arguments = {**locals(), "self": None}
-        with torch.no_grad(), _evaluating(self):
+        with torch.no_grad(), _Evaluating(self):
             job = self._start(arguments)
             for _ in self._draw(job):
                 pass
@@ -91,7 +91,7 @@ class UnimodalARGenerationMixin:
         The last one equals what `generate` returns, its `observed` included."""
         names = ("grid", "given", "num_samples", "steps", "temperature", "top_k", "top_p", "guidance_scale")
         arguments = dict.fromkeys((*names, "generator", "known_blocks")) | dict(zip(names, args, strict=False)) | kwargs
-        with torch.no_grad(), _evaluating(self):
+        with torch.no_grad(), _Evaluating(self):
             job = self._start({**arguments, "context": context, "target": target})
             for block in self._draw(job):
                 if block + 1 < job.layout.num_blocks:
@@ -161,7 +161,8 @@ class UnimodalARGenerationMixin:
             segment = given.to(self.device)
             if segment.modality != name or segment.grid != grid:
                 raise ValueError(
-                    f"given is a segment of {segment.modality!r} on grid {segment.grid}; it must be of {name!r} on {grid}"
+                    f"given is a segment of {segment.modality!r} on grid {segment.grid}; "
+                    f"it must be of {name!r} on {grid}"
                 )
         for other in [*context, segment]:
             if other.batch_size != batch:
@@ -200,7 +201,7 @@ class UnimodalARGenerationMixin:
             decoding.append(parts, unconditional)
 
 
-class _evaluating:
+class _Evaluating:
     """Evaluation mode for the length of a `with` block."""
 
     def __init__(self, model: Any) -> None:

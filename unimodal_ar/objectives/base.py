@@ -56,7 +56,14 @@ class Objective:
         raise NotImplementedError
 
     def draw(
-        self, decoding: Decoding, embedding: Any, head: Head, segment: Segment, layout: Layout, block: int, **sampling: Any
+        self,
+        decoding: Decoding,
+        embedding: Any,
+        head: Head,
+        segment: Segment,
+        layout: Layout,
+        block: int,
+        **sampling: Any,
     ) -> Tensor:
         """Draws the values [B, n, ...] of one block, in generation order, given the segment's earlier ones."""
         raise NotImplementedError

@@ -30,7 +30,7 @@ class NextBlock(Objective):
         first = _first_block(embedding)
         if first >= layout.num_blocks:
             raise ValueError(
-                f"grid of {segment.modality!r} is {segment.grid}, a single block; with start 'none' it needs two or more"
+                f"grid of {segment.modality!r} is {segment.grid}, a single block; with start 'none' it needs at least two"
             )
         parts = [_positions(embedding, segment, layout, first, layout.num_blocks)]
         places = slice(0, parts[0].embeds.shape[1])
@@ -106,9 +106,7 @@ def _closing(embedding: Any, segment: Segment, layout: Layout) -> Part:
     return _own_values(embedding, segment, layout, layout.block_range(layout.num_blocks - 1), True, after=1)
 
 
-def _own_values(
-    embedding: Any, segment: Segment, layout: Layout, places: slice, single: bool, after: int = 0
-) -> Part:
+def _own_values(embedding: Any, segment: Segment, layout: Layout, places: slice, single: bool, after: int = 0) -> Part:
     embeds, known = embedding.context(segment.values, layout, segment.observed, places)
     valid = None if segment.observed is None or bool(known.all()) else known
     return Part(embeds, layout.coords[None, places], layout.block[places] + after, layout.is_sequential, single, valid)

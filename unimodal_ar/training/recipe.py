@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -81,12 +81,15 @@ class Resolved:
     def __init__(self, document: dict[str, Any]) -> None:
         problems: list[str] = []
         self.recipe = parse(Recipe, document, "recipe")
-        self.adapters = _collect(problems, lambda: _adapters(self.recipe)) or {}
-        self.data = _collect(problems, lambda: _data(self.recipe, self.adapters)) if self.adapters else None
-        self.config = _collect(problems, lambda: _config(self.recipe, self.adapters, self.data)) if self.data else None
+        adapters = _collect(problems, lambda: _adapters(self.recipe))
+        data = _collect(problems, lambda: _data(self.recipe, adapters)) if adapters else None
+        config = _collect(problems, lambda: _config(self.recipe, adapters, data)) if data else None
         _collect(problems, lambda: _check_training(self.recipe.training))
         if problems:
             raise ValueError("; ".join(problems))
+        self.adapters: dict[str, Adapter] = adapters
+        self.data: Any = data
+        self.config: UnimodalARConfig = cast(UnimodalARConfig, config)
         self.document = document
 
     def training_arguments(self, output_dir: Path, **changes: Any) -> TrainingArguments:

@@ -23,9 +23,10 @@ class Progress(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         shown = ("loss", "eval_loss", "learning_rate", "grad_norm")
         values = {k: float(v) for k, v in (logs or {}).items() if k in shown or k.startswith("loss_")}
-        if state.is_world_process_zero and self.training_bar is not None and values:
+        bar: Any = self.training_bar
+        if state.is_world_process_zero and bar is not None and values:
             line = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.training_bar.write(f"epoch {state.epoch:.2f}  step {state.global_step}  {line}")
+            bar.write(f"epoch {state.epoch:.2f}  step {state.global_step}  {line}")
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -38,8 +39,8 @@ class UnimodalARTrainer(Trainer):
     is cut into micro-batches and processes. `loss_<modality>` is logged beside `loss`.
     """
 
-    def __init__(self, *args: Any, data_collator: Any = collate_segments, **kwargs: Any) -> None:
-        super().__init__(*args, data_collator=data_collator, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"data_collator": collate_segments, **kwargs})
         if self.args.remove_unused_columns:
             raise ValueError("remove_unused_columns is True; segments are not columns, so it must be False")
         self._sums: dict[str, torch.Tensor] = {}
@@ -83,6 +84,8 @@ class UnimodalARTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._sums:
-            logs |= {f"loss_{name}": round((total / self._counts[name]).item(), 4) for name, total in self._sums.items()}
+            logs |= {
+                f"loss_{name}": round((total / self._counts[name]).item(), 4) for name, total in self._sums.items()
+            }
             self._sums, self._counts = {}, {}
         super().log(logs, *args, **kwargs)
