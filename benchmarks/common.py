@@ -15,15 +15,13 @@ import transformers
 def seconds_in_turns(
     runs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each run, `repeats` times, after one that is not counted.
+    """Seconds of each run, `repeats` times. Each must have run once before: the first time is slower.
 
     The runs take turns (A B, B A, A B, ...), so that a machine that gets slower or busier does so for all of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
     for number in range(repeats):
-        for name in list(runs) if number % 2 == 0 else reversed(runs):
+        for name in list(runs)[:: 1 if number % 2 == 0 else -1]:
             start = _now(device)
             runs[name]()
             seconds[name].append(_now(device) - start)
@@ -40,7 +38,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], *rows]
     for line in lines:
-        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
         print(f"| {' | '.join(cells)} |")
 
 

@@ -15,7 +15,7 @@ import yaml
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
-from .. import __version__
+from .._version import __version__
 from ..evaluation import format_table
 from ..evaluation.rolling import Rows, rolling_evaluation
 from ..forecasting import Forecaster
@@ -103,8 +103,8 @@ def _publish(resolved: Resolved, model: UnimodalARForGeneration, output: Path) -
         model.eval().save_pretrained(partial)
         for adapter in resolved.adapters.values():
             adapter.save_pretrained(partial)
-        written = {"unimodal_ar_version": __version__, **resolved.document}
-        (partial / "recipe.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
+        recipe = yaml.safe_dump(resolved.document, sort_keys=False)
+        (partial / "recipe.yaml").write_text(f"# Trained with unimodal_ar {__version__}.\n{recipe}", encoding="utf-8")
         tables = _evaluate(resolved, model)
         if tables:
             (partial / "evaluation.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")

@@ -123,7 +123,7 @@ def test_equals_the_mask_that_transformers_makes(implementation: str, block: Any
     cache = DynamicCache(config=config)
     if cached:
         cache.update(torch.zeros(1, 1, cached, 8), torch.zeros(1, 1, cached, 8), 0)
-    theirs = create_causal_mask(
+    theirs: Any = create_causal_mask(
         config=config,
         inputs_embeds=torch.zeros(1, queries, 8),
         attention_mask=None,

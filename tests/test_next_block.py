@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.helpers import BACKBONES, build, codes, full_hidden, hidden_states, label, labels, perturb, series
-from unimodal_ar import Segment, UnimodalARDecoderConfig, UnimodalARForGeneration
+from unimodal_ar import Segment, UnimodalARDecoderConfig, collate
 
 GRID = (2, 2, 3)
 BLOCKS: list[Any] = [1, 2, 5, "row", "frame", "whole", {"cell": [2, 1, 1]}, [1, 4, 2, 5]]
@@ -30,7 +30,7 @@ def patches(batch: int, grid: tuple[int, int, int] = GRID, dim: int = 3) -> Tens
     return torch.randn(batch, grid[0] * grid[1] * grid[2], dim)
 
 
-def losses(model: UnimodalARForGeneration, *segments: Segment) -> Tensor:
+def losses(model: Any, *segments: Segment) -> Tensor:
     return model(segments).element_losses["x"]
 
 
@@ -72,7 +72,11 @@ def test_cached_decoding_equals_one_full_pass(backbone: str, order: str, block: 
 @pytest.mark.parametrize("element", ["continuous", "discrete"])
 @each_layout
 def test_next_inputs_are_the_inputs_of_the_block(order: str, block: Any, element: str) -> None:
-    kind = codes(grid=GRID, block=block, order=order) if element == "discrete" else series(grid=GRID, block=block, order=order)
+    kind = (
+        codes(grid=GRID, block=block, order=order)
+        if element == "discrete"
+        else series(grid=GRID, block=block, order=order)
+    )
     model = build({"x": kind | {"covariates": 2}}).double()  # matrix products of other shapes round otherwise
     layout, embedding = model.layout("x", GRID), model.embeddings["x"]
     values = torch.randint(0, 3, (2, 12)) if element == "discrete" else patches(2).double()
@@ -130,7 +134,9 @@ def padded(values: Tensor, observed: Tensor, slices: int, grid: tuple[int, int, 
     [((5, 1, 1), 1, 3), ((6, 1, 1), 2, 4), ((3, 2, 2), "frame", 2), ((3, 2, 2), 1, 1), ((3, 2, 2), "row", 1)],
 )
 @every_backbone
-def test_left_padding_changes_nothing(backbone: str, grid: tuple[int, int, int], block: Any, slices: int, start: str) -> None:
+def test_left_padding_changes_nothing(
+    backbone: str, grid: tuple[int, int, int], block: Any, slices: int, start: str
+) -> None:
     """Alone, padded, and padded beside a longer example; with a segment before it and one after it."""
     modalities = {"x": series(grid=grid, block=block, start=start), "label": label(), "after": codes(grid=(2, 1, 1))}
     model = build(modalities, backbone)
@@ -146,7 +152,7 @@ def test_left_padding_changes_nothing(backbone: str, grid: tuple[int, int, int],
     assert (wide["x"][:, :extra] == 0).all()
 
     other = Segment("x", patches(1, long.grid), long.grid, observed=torch.ones(1, n + extra, dtype=torch.bool))
-    mixed = Segment("x", torch.cat([other.values, long.values]), long.grid, observed=torch.cat([other.observed, long.observed]))  # type: ignore[list-item]
+    (mixed,) = collate([[other], [long]])
     after = after.replace(values=torch.cat([after.values[:1], after.values]))
     beside = model([labels(0, 1, 2), mixed, after]).element_losses
     torch.testing.assert_close(beside["x"][1:, extra:], alone["x"], atol=1e-4, rtol=1e-5)
@@ -170,7 +176,11 @@ def test_padding_changes_no_generated_continuation(backbone: str, start: str) ->
             observed=torch.cat([given.element_observed, future[..., 0].bool()], 1),
         )
         drawn = model.generate([labels(1, 2)], "x", given=given, known_blocks=4 + pad)
-        full = losses(model, labels(1, 2), drawn.replace(values=torch.where(drawn.element_observed[..., None], drawn.values, torch.nan)))
+        full = losses(
+            model,
+            labels(1, 2),
+            drawn.replace(values=torch.where(drawn.element_observed[..., None], drawn.values, torch.nan)),
+        )
         assert full[:, -3:].max() < 1e-8  # what is drawn after gaps is what a full pass predicts
         return drawn.values[:, -3:]
 
@@ -229,20 +239,24 @@ def test_gradients_are_finite_where_values_are_missing() -> None:
 VOCAB = 11
 
 
-def language_model(**more: Any) -> LlamaForCausalLM:
-    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+def language_model() -> Any:
+    shape: dict[str, Any] = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+    )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB + 1, rms_norm_eps=1e-5, **shape, **more)).eval()
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB + 1, rms_norm_eps=1e-5, **shape)).eval()
     perturb(model, 0.2)
     return model
 
 
-def with_its_weights(lm: LlamaForCausalLM, native: bool, start: str) -> UnimodalARForGeneration:
+def with_its_weights(lm: Any, native: bool, start: str) -> Any:
     """The same weights around our objective; code VOCAB of the language model is its beginning of sequence."""
     backbone: Any = lm.config
     if native:
         names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-        backbone = UnimodalARDecoderConfig(qk_norm=None, norm_eps=1e-5, **{name: getattr(lm.config, name) for name in names})
+        backbone = UnimodalARDecoderConfig(
+            qk_norm=None, norm_eps=1e-5, **{name: getattr(lm.config, name) for name in names}
+        )
     model = build({"x": codes(VOCAB, (13, 1, 1), start=start)}, backbone)
     found = model.backbone.model.load_state_dict(lm.model.state_dict(), strict=False)
     assert not found.missing_keys and set(found.unexpected_keys) <= {"embed_tokens.weight"}

@@ -27,7 +27,7 @@ LAYERS = {
     part: layer
     for layer, parts in enumerate(
         [
-            {"_compat", "layout", "masks", "noise", "schema", "segment", "sequence"},
+            {"_compat", "_version", "layout", "masks", "noise", "schema", "segment", "sequence"},
             {"backbone", "configuration", "embeddings", "generation", "heads", "objectives"},
             {"modeling"},
             {"adapters", "convert", "evaluation", "forecasting", "hub", "pipelines", "training"},

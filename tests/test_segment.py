@@ -29,9 +29,15 @@ def scaled(batch: int = 2, unit: str = "kW") -> Scaled:
     [
         (dict(grid=(2, 0, 1)), r"grid is \(2, 0, 1\); it must be three positive integers"),
         (dict(values=[1.0]), r"values of 'x' is a list; it must be a torch.Tensor"),
-        (dict(values=torch.zeros(2, 4, dtype=torch.int32)), r"values of 'x' has dtype torch.int32; discrete values must"),
+        (
+            dict(values=torch.zeros(2, 4, dtype=torch.int32)),
+            r"values of 'x' has dtype torch.int32; discrete values must",
+        ),
         (dict(values=torch.zeros(2, 4, dtype=torch.bool)), r"values of 'x' has dtype torch.bool"),
-        (dict(values=torch.zeros(2, 4)), r"values of 'x' has shape \(2, 4\); with grid \(4, 1, 1\) it must be \[B, N, D\]"),
+        (
+            dict(values=torch.zeros(2, 4)),
+            r"values of 'x' has shape \(2, 4\); with grid \(4, 1, 1\) it must be \[B, N, D\]",
+        ),
         (dict(values=torch.zeros(2, 5, 1)), r"has shape \(2, 5, 1\); with grid \(4, 1, 1\) .* with N = 4"),
         (dict(values=torch.zeros(4, dtype=torch.long)), r"has shape \(4,\); .* must be \[B, N\] or \[B, N, codes\]"),
         (dict(observed=torch.ones(2, 4)), r"observed of 'x' has dtype torch.float32; it must be torch.bool"),
@@ -94,8 +100,11 @@ def test_replace_checks_again() -> None:
 
 
 def test_collate_stacks_sequences() -> None:
-    examples = [[scaled(1), Segment("y", torch.randint(0, 3, (1, 2)), (1, 2, 1), target=False)] for _ in range(3)]
-    x, y = collate(examples)
+    examples: list[Any] = [
+        [scaled(1), Segment("y", torch.randint(0, 3, (1, 2)), (1, 2, 1), target=False)] for _ in range(3)
+    ]
+    batch: list[Any] = collate(examples)
+    x, y = batch
     assert isinstance(x, Scaled) and x.scale is not None and x.values.shape == (3, 4, 2) and x.scale.shape == (3, 1)
     for row, (first, second) in enumerate(examples):
         assert torch.equal(x.select(slice(row, row + 1)).values, first.values)

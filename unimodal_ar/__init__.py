@@ -2,15 +2,15 @@
 
 from transformers import AutoConfig, AutoModel
 
+from ._version import __version__
 from .backbone import UnimodalARDecoder
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
+from .forecasting import Forecaster
 from .generation import UnimodalARGenerationConfig
 from .layout import ORDERS, Layout, register_order
 from .modeling import UnimodalARForGeneration, UnimodalAROutput
 from .noise import SampleNoise
 from .segment import Segment, collate
-
-__version__ = "0.1.0"
 
 # Without `exist_ok`: should transformers ever ship a type of these names, that must be an error.
 AutoConfig.register(UnimodalARDecoderConfig.model_type, UnimodalARDecoderConfig)
@@ -20,6 +20,7 @@ AutoModel.register(UnimodalARConfig, UnimodalARForGeneration)
 
 __all__ = [
     "ORDERS",
+    "Forecaster",
     "Layout",
     "SampleNoise",
     "Segment",

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
-from .embeddings import CoordinateEmbedding, Embedding
+from .embeddings import CoordinateEmbedding, Embedding, ZeroLinear
 from .masks import AttentionPattern, additive
 from .sequence import Inputs
 
@@ -163,7 +163,7 @@ class Modulation(nn.Module):
 
     def __init__(self, conditioning_size: int, hidden_size: int, count: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(conditioning_size, count * hidden_size)
+        self.proj = ZeroLinear(conditioning_size, count * hidden_size)
         self.count = count
 
     def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
@@ -225,7 +225,7 @@ class UnimodalARPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Modulation) or (isinstance(module, CoordinateEmbedding) and module.zero_init):
+        if isinstance(module, ZeroLinear):
             for parameter in module.parameters():
                 init.zeros_(parameter)
         if isinstance(module, Embedding):
@@ -306,6 +306,9 @@ class NativeBackbone(nn.Module):
         super().__init__()
         self.model = UnimodalARDecoder(config.backbone)
 
+    def freeze_unused(self) -> None:
+        """Every parameter is used."""
+
     def new_cache(self) -> Any:
         return DynamicCache()
 
@@ -331,10 +334,13 @@ class HostedBackbone(nn.Module):
             self.coordinates: CoordinateEmbedding | None = CoordinateEmbedding(config.hidden_size, zero_init=True)
         else:
             self.coordinates = None
-        for parameter in self.model.get_input_embeddings().parameters():
-            parameter.requires_grad_(False)  # never used: values enter as embeddings
-        self._arguments = inspect.signature(self.model.forward).parameters
+        self.freeze_unused()
+        self._arguments = set(inspect.signature(self.model.forward).parameters)  # the mapping itself cannot be copied
         self.takes_masks = not self.model._is_stateful and "attention_mask" in self._arguments
+
+    def freeze_unused(self) -> None:
+        """Freezes the body's token table: values enter as embeddings."""
+        self.model.get_input_embeddings().requires_grad_(False)
 
     def new_cache(self) -> Any:
         # With its configuration a cache of sliding layers would drop keys that our masks still count.

@@ -375,4 +375,4 @@ def _build_backbone_config(backbone: dict[str, Any]) -> PreTrainedConfig:
             f"backbone.model_type is {model_type!r}; it must be {UnimodalARDecoderConfig.model_type!r} or a "
             "transformers model type such as 'llama', 'gpt2' or 'qwen3'"
         )
-    return CONFIG_MAPPING[model_type](**data)
+    return CONFIG_MAPPING[str(model_type)](**data)

@@ -17,6 +17,12 @@ from .schema import ContinuousElement, DiscreteElement
 from .sequence import leading_padding
 
 
+class ZeroLinear(nn.Linear):
+    """A linear map that starts at zero. A class of its own, because transformers initialises code outside of its own
+    tree module by module and leaves out those that hold no parameter directly: the owner of such a map is never asked.
+    """
+
+
 class CoordinateEmbedding(nn.Module):
     """Fourier features of (t, h, w), mapped linearly to the width. Any grid size, absolute positions.
 
@@ -29,8 +35,7 @@ class CoordinateEmbedding(nn.Module):
     def __init__(self, hidden_size: int, frequencies: int = 32, zero_init: bool = False) -> None:
         super().__init__()
         self.frequencies = frequencies
-        self.zero_init = zero_init
-        self.proj = nn.Linear(6 * frequencies, hidden_size, bias=False)
+        self.proj = (ZeroLinear if zero_init else nn.Linear)(6 * frequencies, hidden_size, bias=False)
 
     def forward(self, coords: Tensor) -> Tensor:
         """[..., 3] -> [..., H]."""

@@ -88,7 +88,17 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         body = AutoModel.from_pretrained(backbone, **kwargs) if isinstance(backbone, str) else backbone
         model: Any = cls(UnimodalARConfig(backbone=body.config, modalities=modalities))
         model.backbone.model.load_state_dict(body.state_dict())
-        return model.to(body.dtype)
+        for parameter in model.parameters():  # not `.to`: rotary tables stay in float32, as after from_pretrained
+            parameter.data = parameter.data.to(body.dtype)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', which makes every parameter trainable, those that no input reaches too."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
+        model.backbone.freeze_unused()
+        return loaded
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of the first modality: continuous models have no single token table."""
@@ -147,15 +157,14 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             if segment.target and self.options[segment.modality].start == "learned":
                 total = total + segment.observed_fraction.sum()
             elif segment.target:  # nothing is predicted before something was seen
-                layout = self.check_segment(segment)
+                layout = self.check_segment(segment).to(segment.values.device)
                 seen = seen_before(layout.gather(segment.element_observed), layout)
                 total = total + (layout.gather(segment.observed_fraction) * seen).sum()
         return total
 
     def check_segment(self, segment: Segment) -> Layout:
         """The layout of a segment that fits the configuration; raises ValueError naming what does not."""
-        options = self.config.modality(segment.modality) if segment.modality not in self.options else None
-        options = options or self.options[segment.modality]
+        options = self.options.get(segment.modality) or self.config.modality(segment.modality)  # which raises
         if segment.target and options.head is None:
             raise ValueError(
                 f"segment {segment.modality!r} has target=True; the modality has no head, so it can only be context"

@@ -42,7 +42,7 @@ def rolling_evaluation(
     Returns:
         method -> metric -> value, see `evaluate`; pooled over series and windows.
     """
-    lookback = forecaster.lookback
+    seen = max(forecaster.lookback, season)  # by the baselines
     names = {
         "unimodal_ar": None,
         "repeat last": repeat_last,
@@ -51,7 +51,7 @@ def rolling_evaluation(
     collected: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in names}
     targets, scales = [], []
     for item, train, test in zip(series, train_stop, test_start, strict=True):
-        past, future = rolling_windows(item.values, min(lookback, test), horizon, start=test, stride=stride)
+        past, future = rolling_windows(item.values, min(seen, test), horizon, start=test, stride=stride)
         history = item.values[:train]
         targets.append(future)
         scales.append(np.full(len(future), float(seasonal_naive_error(history, season))))

@@ -24,6 +24,7 @@ class CachedDecoding:
         self.guidance_scale = guidance_scale
         self.cache = backbone.new_cache()
         self.cursor = Cursor()
+        self.rows = torch.arange(0)  # of the batch that is cached
 
     def append(self, parts: list[Part], unconditional: list[Part] | None = None) -> Tensor:
         """Runs the backbone on new positions and commits them; returns (guided) hidden states [B, n, H].
@@ -33,6 +34,7 @@ class CachedDecoding:
         if self.guidance_scale != 1:
             parts = [_stack(a, b) for a, b in zip(parts, unconditional or parts, strict=True)]
         hidden = self.backbone(self.cursor.place(parts), past_key_values=self.cache)
+        self.rows = torch.arange(len(hidden), device=hidden.device)
         if self.guidance_scale == 1:
             return hidden
         conditional, free = hidden.chunk(2)
@@ -42,7 +44,8 @@ class CachedDecoding:
         """Every example `repeats` times. (Guided halves stay apart: each half is repeated in itself.)"""
         if repeats > 1:
             if self.cursor.length:
-                self.cache.batch_repeat_interleave(repeats)
+                # Not `batch_repeat_interleave`, which the layers of bodies with a state lack.
+                self.cache.reorder_cache(self.rows.repeat_interleave(repeats))
             self.cursor.repeat_interleave(repeats)
 
 

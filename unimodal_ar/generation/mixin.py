@@ -5,7 +5,9 @@ Shapes: B examples, S samples of each, N elements of the target's grid.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +37,8 @@ class _Job:
 class UnimodalARGenerationMixin:
     """Sampling for models of segments. (The name ends in GenerationMixin so that transformers gives the model its
     generation_config; token-id `generate` is not inherited.)"""
+
+    generation_config: Any
 
     def generate(
         self: Any,
@@ -79,26 +83,47 @@ class UnimodalARGenerationMixin:
         Raises:
             ValueError: an argument does not fit the model; the message names it.
         """
-        arguments = {**locals(), "self": None}
+        arguments = locals()
         with torch.no_grad(), _Evaluating(self):
             job = self._start(arguments)
-            for _ in self._draw(job):
-                pass
-            return self._finished(job)
+            for block in range(job.known, job.layout.num_blocks):
+                self._draw(job, block)
+        return self._finished(job)
 
-    def stream(self: Any, context: Sequence[Segment], target: str, *args: Any, **kwargs: Any) -> Iterator[Segment]:
-        """As `generate`, but yields after every block: the segment so far, `observed` False for what is still to come.
-        The last one equals what `generate` returns, its `observed` included."""
-        names = ("grid", "given", "num_samples", "steps", "temperature", "top_k", "top_p", "guidance_scale")
-        arguments = dict.fromkeys((*names, "generator", "known_blocks")) | dict(zip(names, args, strict=False)) | kwargs
-        with torch.no_grad(), _Evaluating(self):
-            job = self._start({**arguments, "context": context, "target": target})
-            for block in self._draw(job):
-                if block + 1 < job.layout.num_blocks:
-                    drawn = job.layout.scatter((job.layout.block <= block)[None])
-                    observed = job.segment.element_observed & drawn
-                    yield job.segment.replace(values=job.segment.values.clone(), observed=observed)
-            yield self._finished(job)
+    @torch.no_grad()  # as a decorator it does not leak into the caller's code between two blocks
+    def stream(self: Any, *args: Any, **kwargs: Any) -> Iterator[Segment]:
+        """Takes what `generate` takes and yields after every block: the segment so far, `observed` False for what is
+        still to come. The last one is what `generate` returns."""
+        bound = inspect.signature(self.generate).bind(*args, **kwargs)
+        bound.apply_defaults()
+        with _Evaluating(self):
+            job = self._start(bound.arguments)
+        for block in range(job.known, job.layout.num_blocks):
+            with _Evaluating(self):
+                self._draw(job, block)
+            if block + 1 < job.layout.num_blocks:
+                drawn = job.layout.scatter((job.layout.block <= block)[None])
+                observed = job.segment.element_observed & drawn
+                yield job.segment.replace(values=job.segment.values.clone(), observed=observed)
+        yield self._finished(job)
+
+    def adjust_generation_fn(
+        self: Any,
+        generation_config: UnimodalARGenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: str | None,
+        pretrained_model_name_or_path: str | None,
+        trust_remote_code: bool = False,
+        **download: Any,
+    ) -> None:
+        """Takes the sampling options saved beside the weights. (`from_pretrained` calls this, by this name; without it
+        the options would be saved and never read.)"""
+        if generation_config is not None:
+            self.generation_config = generation_config
+        elif pretrained_model_name_or_path is not None:
+            with suppress(OSError):  # none were saved: the defaults hold
+                path = pretrained_model_name_or_path
+                self.generation_config = UnimodalARGenerationConfig.from_pretrained(path, **download)
 
     def _start(self: Any, arguments: dict[str, Any]) -> _Job:
         """Checks the arguments and commits everything that is known to the cache."""
@@ -118,18 +143,17 @@ class UnimodalARGenerationMixin:
             samples = torch.arange(segment.batch_size, device=self.device)
             generator = SampleNoise.from_generator(generator, samples)
         sampling = {"generator": generator, "temperature": options.temperature}
-        sampling |= {name: getattr(options, name) for name in ("top_k", "top_p", "steps") if getattr(options, name)}
+        optional = {name: getattr(options, name) for name in ("top_k", "top_p", "steps")}
+        sampling |= {name: value for name, value in optional.items() if value is not None}
         return _Job(segment, layout, known, decoding, sampling)
 
-    def _draw(self: Any, job: _Job) -> Iterator[int]:
-        """Draws block after block into the segment; yields their numbers."""
+    def _draw(self: Any, job: _Job, block: int) -> None:
+        """Draws one block into the segment."""
         name = job.segment.modality
         objective, embedding, head = self.objectives[name], self.embeddings[name], self.heads[name]
-        for block in range(job.known, job.layout.num_blocks):
-            drawn = objective.draw(job.decoding, embedding, head, job.segment, job.layout, block, **job.sampling)
-            index = job.layout.index[job.layout.block_range(block)]
-            job.segment.values[:, index] = drawn.to(job.segment.values.dtype)
-            yield block
+        drawn = objective.draw(job.decoding, embedding, head, job.segment, job.layout, block, **job.sampling)
+        index = job.layout.index[job.layout.block_range(block)]
+        job.segment.values[:, index] = drawn.to(job.segment.values.dtype)
 
     def _finished(self: Any, job: _Job) -> Segment:
         observed = job.segment.observed
@@ -205,13 +229,15 @@ class _Evaluating:
     """Evaluation mode for the length of a `with` block."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.training = model, model.training
+        self.model = model
+        self.modes = [(module, module.training) for module in model.modules()]  # a part may be frozen on its own
 
     def __enter__(self) -> None:
         self.model.train(False)
 
     def __exit__(self, *_: Any) -> None:
-        self.model.train(self.training)
+        for module, training in self.modes:
+            module.training = training
 
 
 def _empty(element: Any, batch: int, grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:

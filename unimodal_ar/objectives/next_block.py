@@ -30,7 +30,7 @@ class NextBlock(Objective):
         first = _first_block(embedding)
         if first >= layout.num_blocks:
             raise ValueError(
-                f"grid of {segment.modality!r} is {segment.grid}, a single block; with start 'none' it needs at least two"
+                f"grid of {segment.modality!r} is {segment.grid}, a single block; with start 'none' it needs two"
             )
         parts = [_positions(embedding, segment, layout, first, layout.num_blocks)]
         places = slice(0, parts[0].embeds.shape[1])

@@ -98,14 +98,18 @@ class SeriesData:
 
     Options: ClassVar[type[SeriesOptions]] = SeriesOptions
 
-    def __init__(self, options: SeriesOptions, adapters: dict[str, Adapter], seed: int) -> None:
+    def __init__(self, options: SeriesOptions, adapters: dict[str, Adapter]) -> None:
         adapter = adapters.get(options.modality)
         if not isinstance(adapter, TimeSeriesAdapter):
             raise ValueError(f"data.modality is {options.modality!r}; it must name a timeseries adapter")
         if adapter.options.lookback is None:
             raise ValueError(f"adapters.{options.modality}.lookback is missing; training windows need it, in steps")
-        self.options, self.adapter, self.seed = options, adapter, seed
+        self.options, self.adapter = options, adapter
         self.lookback = adapter.options.lookback
+        if (options.min_lookback or 1) > self.lookback:
+            raise ValueError(
+                f"data.min_lookback is {options.min_lookback}; it must be at most the lookback {self.lookback}"
+            )
         self._series: list[Series] | None = None
 
     def modality_defaults(self, name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import resources
@@ -20,6 +21,15 @@ from ..schema import Strict, parse, unknown_key
 from .data import DATA, DataOptions
 
 PACKAGE = "unimodal_ar.recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number. (YAML 1.1 wants a dot, 1.0e-3, and hands out a string otherwise.)"""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 class ModelSection(Strict):
@@ -80,13 +90,18 @@ class Resolved:
 
     def __init__(self, document: dict[str, Any]) -> None:
         problems: list[str] = []
-        self.recipe = parse(Recipe, document, "recipe")
-        adapters = _collect(problems, lambda: _adapters(self.recipe))
-        data = _collect(problems, lambda: _data(self.recipe, adapters)) if adapters else None
-        config = _collect(problems, lambda: _config(self.recipe, adapters, data)) if data else None
-        _collect(problems, lambda: _check_training(self.recipe.training))
+        recipe = _collect(problems, lambda: parse(Recipe, document, "recipe"))
+        # Sections are looked at one by one even where the whole is wrong, so that all of it is told.
+        sections = {name: _section(document, name) for name in ("adapters", "data", "training")}
+        adapters = _collect(problems, lambda: _adapters(sections["adapters"]))
+        options = _collect(problems, lambda: _data_options(sections["data"]))
+        _collect(problems, lambda: _check_training(sections["training"]))
+        ready = recipe and adapters and options
+        data = _collect(problems, lambda: DATA[recipe.data["kind"]](options, adapters)) if ready else None
+        config = _collect(problems, lambda: _config(recipe, adapters, data)) if data else None
         if problems:
             raise ValueError("; ".join(problems))
+        self.recipe: Recipe = recipe
         self.adapters: dict[str, Adapter] = adapters
         self.data: Any = data
         self.config: UnimodalARConfig = cast(UnimodalARConfig, config)
@@ -127,7 +142,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     text = read_recipe(name)
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {str(name)!r} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(document, dict):
@@ -170,7 +185,10 @@ def _override(document: dict[str, Any], override: str) -> None:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
             raise ValueError(f"override is {override!r}; {part!r} holds a value, not a section")
-    place[path[-1]] = yaml.safe_load(value)
+    try:
+        place[path[-1]] = yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise ValueError(f"override is {override!r}; {value!r} is not YAML") from None
 
 
 def _collect(problems: list[str], build: Any) -> Any:
@@ -182,23 +200,40 @@ def _collect(problems: list[str], build: Any) -> Any:
         return None
 
 
-def _adapters(recipe: Recipe) -> dict[str, Adapter]:
-    adapters = {}
-    for name, config in recipe.adapters.items():
-        adapters[name] = AutoAdapter.from_config({"modality": name, **config}, where=f"adapters.{name}")
-        if adapters[name].modality != name:
-            raise ValueError(f"adapters.{name}.modality is {adapters[name].modality!r}; it must be its key, {name!r}")
-    if not adapters:
+def _section(document: Any, name: str) -> dict[str, Any] | None:
+    """A section as far as it can be looked at; what it should be is the schema's to say."""
+    section = document.get(name) if isinstance(document, dict) else None
+    return section if isinstance(section, dict) else None
+
+
+def _adapters(section: dict[str, Any] | None) -> dict[str, Adapter] | None:
+    if section is None:
+        return None
+    if not section:
         raise ValueError(f"adapters is empty; it must map modalities to one of the kinds {sorted(ADAPTERS)}")
+    adapters: dict[str, Adapter] = {}
+    problems: list[str] = []
+    for name, config in section.items():
+        config = {"modality": name, **config} if isinstance(config, dict) else config
+        try:
+            adapters[name] = AutoAdapter.from_config(config, where=f"adapters.{name}")
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if adapters[name].modality != name:
+            problems.append(f"adapters.{name}.modality is {adapters[name].modality!r}; it must be its key, {name!r}")
+    if problems:
+        raise ValueError("; ".join(problems))
     return adapters
 
 
-def _data(recipe: Recipe, adapters: dict[str, Adapter]) -> Any:
-    kind = recipe.data.get("kind")
-    if kind not in DATA:
+def _data_options(section: dict[str, Any] | None) -> DataOptions | None:
+    if section is None:
+        return None
+    kind = section.get("kind")
+    if kind not in list(DATA):
         raise ValueError(f"data.kind is {kind!r}; known kinds are {sorted(DATA)}")
-    options: DataOptions = parse(DATA[kind].Options, {k: v for k, v in recipe.data.items() if k != "kind"}, "data")
-    return DATA[kind](options, adapters, recipe.seed)
+    return parse(DATA[kind].Options, {key: value for key, value in section.items() if key != "kind"}, "data")
 
 
 def _config(recipe: Recipe, adapters: dict[str, Adapter], data: Any) -> UnimodalARConfig:
@@ -212,10 +247,19 @@ def _config(recipe: Recipe, adapters: dict[str, Adapter], data: Any) -> Unimodal
     return UnimodalARConfig(backbone=recipe.model.backbone, modalities=modalities)
 
 
-def _check_training(training: dict[str, Any]) -> None:
-    legal = {field.name for field in fields(TrainingArguments) if field.init} - {"output_dir", "remove_unused_columns"}
-    for key in training:
-        if key not in legal:
-            raise ValueError(unknown_key(key, legal, "training"))
-    if "seed" in training:
-        raise ValueError("training.seed is set; the recipe's own key seed governs everything")
+def _check_training(section: dict[str, Any] | None) -> None:
+    section = section or {}
+    known = {field.name: field.default for field in fields(TrainingArguments) if field.init}
+    legal = known.keys() - {"output_dir", "remove_unused_columns"}
+    problems = [unknown_key(key, legal, "training") for key in section if key not in legal]
+    for key in legal & section.keys():  # TrainingArguments checks no types
+        if _is_number(known[key]) and not _is_number(section[key]):
+            problems.append(f"training.{key} is {section[key]!r}; it must be a number")
+    if "seed" in section:
+        problems.append("training.seed is set; the recipe's own key seed governs everything")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

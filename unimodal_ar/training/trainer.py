@@ -45,6 +45,7 @@ class UnimodalARTrainer(Trainer):
             raise ValueError("remove_unused_columns is True; segments are not columns, so it must be False")
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._evaluated: list[torch.Tensor] = []  # summed loss and number of elements of each batch
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(Progress)
@@ -75,7 +76,19 @@ class UnimodalARTrainer(Trainer):
         """The batch's loss; samples and likelihoods are evaluated elsewhere. (The base class looks for labels.)"""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
+            loss = self.compute_loss(model, inputs).detach()
+        items = self.accelerator.unwrap_model(model).count_items(inputs["segments"])
+        self._evaluated.append(torch.stack([loss.float() * items, items.float()]))
+        return loss, None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The base class's, with the exact loss: its mean of batch means depends on how the batches are cut."""
+        self._evaluated = []
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._evaluated:
+            loss, items = self.accelerator.gather(torch.stack(self._evaluated).sum(0)[None]).sum(0)
+            output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = (loss / items).item()
+        return output
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 x parameters x elements. (The base class counts the elements of a single input tensor.)"""
