@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from .times import pandas_module, regular
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -23,18 +25,6 @@ TIME_NAMES = ("date", "datetime", "time", "timestamp", "ds")
 ITEM_NAMES = ("item_id", "unique_id", "id")
 TARGET_NAMES = ("target", "y")
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-# Resampling makes at most so many steps a row.
-MAX_FILL = 100
-# Frequencies that are looked for where times have gaps, as pandas offsets.
-CALENDAR: tuple[tuple[str, dict[str, int]], ...] = (
-    ("BDay", {}),
-    ("MonthBegin", {}),
-    ("MonthEnd", {}),
-    ("QuarterBegin", {"startingMonth": 1}),
-    ("QuarterEnd", {"startingMonth": 3}),
-    ("YearBegin", {}),
-    ("YearEnd", {}),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,14 +155,6 @@ def _kind(source: Any) -> str:
     return f"of type {type(source).__name__}"
 
 
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise ImportError("reading tables needs pandas: pip install unimodal-ar[timeseries]") from None
-    return pandas
-
-
 def _is_pandas(source: Any) -> bool:
     # By the class's home, so that arrays are read without importing pandas.
     return any(base.__module__.split(".")[0] == "pandas" for base in type(source).__mro__)
@@ -234,7 +216,7 @@ def _gluonts_features(entry: Mapping[str, Any], key: str, name: str) -> np.ndarr
 @lru_cache(maxsize=64)
 def _period_freq(freq: str) -> str:
     """The offset alias of the starts of periods: "M" of a period is "MS" of a timestamp, "W-SUN" is "W-MON"."""
-    pd = _pandas()
+    pd = pandas_module()
     # Ten, so that business days show their weekend.
     return pd.infer_freq(pd.period_range("2000-01-03", periods=10, freq=freq).to_timestamp()) or freq
 
@@ -249,7 +231,7 @@ def _read_file(path: Path) -> Any:
         raise ValueError(f"{path} is not there, or is not a file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty; it must hold a table with at least one row")
-    pd = _pandas()
+    pd = pandas_module()
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError, EOFError) as error:
@@ -262,7 +244,7 @@ def _read_file(path: Path) -> Any:
 
 
 def _from_table(table: Any, label: str, roles: _Roles, freq: str | None, on_irregular: str) -> list[Series]:
-    pd = _pandas()
+    pd = pandas_module()
     frame = _as_frame(table, label)
     roles = _resolve(frame, label, roles)
     numbers = {name: _numeric(frame, name, label) for name in [*(roles.target or []), *roles.known, *roles.past]}
@@ -278,13 +260,13 @@ def _from_table(table: Any, label: str, roles: _Roles, freq: str | None, on_irre
     for name, rows in groups.items():
         where = label if name is None else f"item {str(name)!r} of {label}"
         own_times = None if times is None else times[rows]
-        part, start, own_freq = _regular(values.iloc[rows], own_times, freq, on_irregular, where)
+        part, start, own_freq = regular(values.iloc[rows], own_times, freq, on_irregular, where)
         found += _channels(part, None if name is None else str(name), start, own_freq, roles, where)
     return found
 
 
 def _as_frame(table: Any, label: str) -> Any:
-    pd = _pandas()
+    pd = pandas_module()
     if isinstance(table, pd.Series):
         table = table.to_frame("0" if table.name is None else table.name)
     if not isinstance(table, pd.DataFrame):
@@ -330,7 +312,7 @@ def _only(names: list[str], role: str, label: str) -> str | None:
 
 
 def _find_time(frame: Any, label: str, free: list[str]) -> str | None:
-    pd = _pandas()
+    pd = pandas_module()
     if isinstance(frame.index, pd.PeriodIndex) or _is_dates(frame.index):
         return None
     named = [name for name in free if name.lower() in TIME_NAMES]
@@ -338,7 +320,7 @@ def _find_time(frame: Any, label: str, free: list[str]) -> str | None:
 
 
 def _is_dates(column: Any) -> bool:
-    pd = _pandas()
+    pd = pandas_module()
     if pd.api.types.is_datetime64_any_dtype(column):
         return True
     if not (pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)):
@@ -350,7 +332,7 @@ def _is_dates(column: Any) -> bool:
 
 
 def _find_target(frame: Any, label: str, free: list[str]) -> list[str]:
-    pd = _pandas()
+    pd = pandas_module()
     named = [name for name in free if name.lower() in TARGET_NAMES]
     numeric = [name for name in free if pd.api.types.is_numeric_dtype(frame[name])]
     found = _only(named or numeric, "target", label)
@@ -359,7 +341,7 @@ def _find_target(frame: Any, label: str, free: list[str]) -> list[str]:
 
 def _numeric(frame: Any, name: str, label: str) -> np.ndarray:
     column = frame[name]
-    if not _pandas().api.types.is_numeric_dtype(column) or column.dtype.kind == "c":
+    if not pandas_module().api.types.is_numeric_dtype(column) or column.dtype.kind == "c":
         raise ValueError(
             f"column {name!r} of {label} has dtype {column.dtype}; it must be numeric (leave it out by naming target=)"
         )
@@ -368,7 +350,7 @@ def _numeric(frame: Any, name: str, label: str) -> np.ndarray:
 
 def _times(frame: Any, label: str, time: str | None) -> pd.DatetimeIndex | None:
     """The rows' times; None where the table has none."""
-    pd = _pandas()
+    pd = pandas_module()
     index = frame.index if time is None else frame[time]
     if time is None and isinstance(index, pd.PeriodIndex):
         return index.to_timestamp()
@@ -402,95 +384,3 @@ def _channels(part: Any, item: str | None, start: Any, freq: str | None, roles: 
         item_id = name if item is None else item if len(target) == 1 else f"{item}/{name}"
         found.append(Series(part[name].to_numpy()[:length].copy(), item_id, start, freq, known, past))
     return found
-
-
-# ---- regular times
-
-
-def _regular(
-    part: Any, times: pd.DatetimeIndex | None, freq: str | None, on_irregular: str, where: str
-) -> tuple[Any, pd.Timestamp | None, str | None]:
-    """The rows of one item in order of time on a regular grid, its first time and its frequency."""
-    if times is None:
-        return part, None, freq
-    order = np.argsort(times.asi8, kind="stable")
-    part, times = part.iloc[order], times[order]
-    if not times.is_unique:
-        again = times[times.duplicated()].unique()
-        raise ValueError(f"{where} has duplicate times: {_list(again)}; each may be there once per item")
-    offset = _offset(times, freq)
-    if offset is None:  # a single row
-        return part, times[0], None
-    steps, on_grid = _steps(times, offset)
-    bad = ~on_grid | np.insert(np.diff(steps) != 1, 0, False)
-    if not bad.any():
-        return part, times[0], offset.freqstr
-    if on_irregular == "error":
-        raise ValueError(
-            f"{where} has irregular times: {_list(times[bad])} do not follow the time before by one step of "
-            f"{offset.freqstr!r}; mend them, give another freq, or pass on_irregular='resample'"
-        )
-    count = int(steps[-1]) + 1
-    if count > MAX_FILL * len(times):  # a stray time would fill the memory
-        raise ValueError(
-            f"{where} cannot be resampled: its {len(times)} rows from {times[0]} to {times[-1]} would become {count} "
-            f"steps of {offset.freqstr!r}, more than {MAX_FILL} a row; remove stray times or give a longer freq"
-        )
-    start = times[0] if on_grid[0] else _nearest(times[0], offset)
-    return part.groupby(steps).mean().reindex(range(count)), start, offset.freqstr
-
-
-def _nearest(time: pd.Timestamp, offset: Any) -> pd.Timestamp:
-    before, after = offset.rollback(time), offset.rollforward(time)
-    return before if time - before < after - time else after
-
-
-def _list(times: pd.DatetimeIndex) -> str:
-    more = f" and {len(times) - 3} more" if len(times) > 3 else ""
-    return ", ".join(map(str, times[:3])) + more
-
-
-def _offset(times: pd.DatetimeIndex, freq: str | None) -> Any:
-    """The step as a pandas offset: given, inferred, or the most common one; None for a single time."""
-    pd = _pandas()
-    if freq is not None:
-        try:
-            offset = pd.tseries.frequencies.to_offset(freq)
-        except ValueError:
-            offset = None
-        if offset is None or offset.n < 1:
-            raise ValueError(f"freq is {freq!r}; it must be a pandas offset alias such as 'h', 'D' or 'MS'")
-        return offset
-    inferred = pd.infer_freq(times) if len(times) > 2 else None
-    if inferred is not None:
-        return pd.tseries.frequencies.to_offset(inferred)
-    if len(times) == 1:
-        return None
-    # Their step has no fixed length, so that the most common difference is not it.
-    for name, options in CALENDAR:
-        offset = getattr(pd.offsets, name)(**options)
-        steps, on_grid = _steps(times, offset)
-        if on_grid.all() and _most_common(np.diff(steps)) == 1:
-            return offset
-    return pd.tseries.frequencies.to_offset(pd.Timedelta(_most_common(np.diff(times.as_unit("ns").asi8)), "ns"))
-
-
-def _most_common(numbers: np.ndarray) -> int:
-    """The smallest of the most common."""
-    found, counts = np.unique(numbers, return_counts=True)
-    return int(found[counts.argmax()])
-
-
-def _steps(times: pd.DatetimeIndex, offset: Any) -> tuple[np.ndarray, np.ndarray]:
-    """[rows] the nearest step of the grid that begins at the first time, and whether the time is on it."""
-    pd = _pandas()
-    if times.tz is not None:  # hours pass in UTC, days and longer on the local calendar
-        is_short = isinstance(offset, pd.offsets.Tick) and pd.Timedelta(offset) < pd.Timedelta(days=1)
-        times = times.tz_convert(None) if is_short else times.tz_localize(None)
-    if isinstance(offset, pd.offsets.Tick):  # without the grid, which a stray time would make huge
-        since, step = times.as_unit("ns").asi8 - times.as_unit("ns").asi8[0], pd.Timedelta(offset).value
-        return (since + step // 2) // step, since % step == 0
-    # An extra step on either side: the first and last time need not be on the grid.
-    grid = pd.date_range(times[0] - offset, times[-1] + offset, freq=offset)
-    steps = grid.get_indexer(times, method="nearest")
-    return steps - steps[0], grid[steps] == times

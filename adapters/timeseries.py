@@ -6,7 +6,7 @@ covariates. NaN means missing on the way in and on the way out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,13 +20,9 @@ from torch.nn.functional import pad
 from ..schema import parse
 from ..segment import Segment
 from .base import Adapter, AdapterOptions, register_adapter
+from .scaling import first_index, location_scale
 
 Array = ArrayLike | Tensor
-
-# A spread below this fraction of the level is what rounding leaves of a constant series in float64.
-ROUNDING = 64 * torch.finfo(torch.float64).eps
-# The interquartile range of a normal distribution in standard deviations.
-NORMAL_IQR = 1.3489795003921634
 
 
 @dataclass(frozen=True)
@@ -51,62 +47,6 @@ class SeriesSegment(Segment):
                 raise ValueError(
                     f"{name} of {self.modality!r} has shape {tuple(tensor.shape)}; it must be ({self.batch_size},)"
                 )
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population variance of what is not NaN along the last dimension; NaN where nothing is."""
-    mean = x.nanmean(-1)
-    return mean, (x - mean[..., None]).square().nanmean(-1)
-
-
-def _standard(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    mean, variance = _moments(x)
-    return mean, (variance + eps).sqrt()
-
-
-def _robust(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    lower, median, upper = _quantiles(x, (0.25, 0.5, 0.75))
-    return median, (upper - lower) / NORMAL_IQR
-
-
-def _mean_abs(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.zeros_like(x[..., 0]), x.abs().nanmean(-1)
-
-
-def _none(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.zeros_like(x[..., 0]), torch.ones_like(x[..., 0])
-
-
-def _quantiles(x: Tensor, levels: Sequence[float]) -> list[Tensor]:
-    """As torch.nanquantile with linear interpolation along the last dimension, but for inputs of any size."""
-    ordered = x.sort(-1).values  # NaN comes last
-    last = ((~x.isnan()).sum(-1, keepdim=True) - 1).clamp(min=0).double()
-    found = []
-    for level in levels:
-        place = last * level
-        below = ordered.gather(-1, place.floor().long())
-        above = ordered.gather(-1, place.ceil().long())
-        found.append(torch.lerp(below, above, place - place.floor()).squeeze(-1))
-    return found
-
-
-# [..., L] float64 with NaN for missing, eps -> loc [...], scale [...]
-SCALINGS: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor]]] = {
-    "standard": _standard,
-    "robust": _robust,
-    "mean_abs": _mean_abs,
-    "none": _none,
-}
-
-
-def location_scale(x: Tensor, scaling: str, eps: float = 0.0) -> tuple[Tensor, Tensor]:
-    """loc and scale of `x` [..., L] (float64, NaN is missing) by the rules of `TimeSeriesAdapter`: [...] each."""
-    loc, scale = SCALINGS[scaling](x, eps)
-    loc = loc.nan_to_num(nan=0.0)  # nothing observed
-    if scale.isinf().any():
-        raise ValueError(f"values of series {_first(scale.isinf(), 0)} overflow float64 when squared; rescale the data")
-    is_constant = ~(scale > ROUNDING * loc.abs())  # also true of NaN
-    return loc, scale.masked_fill(is_constant, 1.0)
 
 
 def stack_series(series: Sequence[Array]) -> Tensor:
@@ -338,7 +278,7 @@ class TimeSeriesAdapter(Adapter):
         if covariates.shape[1] != length:
             raise ValueError(f"{name} has {covariates.shape[1]} steps; it must have {length} ({what})")
         if covariates.isinf().any():
-            raise ValueError(f"{name} is infinite in feature {_first(covariates.isinf(), 2)}; it must be finite")
+            raise ValueError(f"{name} is infinite in feature {first_index(covariates.isinf(), 2)}; it must be finite")
         return covariates
 
     def _known_features(self, known: Tensor, past: int, future: int) -> Tensor:
@@ -376,7 +316,7 @@ def _check_known(known: Tensor, lookback: Tensor) -> None:
     ahead = torch.ones(len(known), known.shape[1] - begun.shape[1], dtype=torch.bool, device=begun.device)
     missing = known.isnan() & torch.cat([begun, ahead], 1)[..., None]
     if missing.any():
-        raise ValueError(f"known_covariates has NaN in feature {_first(missing, 2)}; every step must be known")
+        raise ValueError(f"known_covariates has NaN in feature {first_index(missing, 2)}; every step must be known")
 
 
 def _batch(x: Array, name: str, legal: str) -> Tensor:
@@ -385,7 +325,7 @@ def _batch(x: Array, name: str, legal: str) -> Tensor:
     if tensor.dim() != 2 or tensor.shape[1] == 0:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {legal} (lists: stack_series)")
     if tensor.isinf().any():
-        raise ValueError(f"{name} is infinite in series {_first(tensor.isinf(), 0)}; mark missing values with NaN")
+        raise ValueError(f"{name} is infinite in series {first_index(tensor.isinf(), 0)}; mark missing values with NaN")
     return tensor
 
 
@@ -409,10 +349,7 @@ def _to_float(x: Tensor, name: str) -> Tensor:
     """float32 with 0 for NaN."""
     x = x.float().nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
     if x.isinf().any():
-        raise ValueError(f"{name} of series {_first(x.isinf(), 0)} overflow float32 after scaling; rescale the data")
+        raise ValueError(
+            f"{name} of series {first_index(x.isinf(), 0)} overflow float32 after scaling; rescale the data"
+        )
     return x
-
-
-def _first(mask: Tensor, dim: int) -> int:
-    """The first index along `dim` at which `mask` is anywhere True."""
-    return int(mask.nonzero()[:, dim].min())

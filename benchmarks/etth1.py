@@ -4,8 +4,8 @@
 
 Protocol: lookback 672, patch 96, 12 / 4 / 4 months, channels independent, standardised by the training part; errors are
 averaged over the 7 channels and all test windows. One model for all horizons: forecasts longer than a patch are rolled
-out, normalised anew for every patch. The linear model is one map 672 -> 96 with the same normalisation, windows, batch
-size and roll-out, trained by Adam.
+out, normalised anew for every patch. The linear models are one map 672 -> 96 with the same
+normalisation, windows, batch size and roll-out, trained by Adam with mean squared error and with the recipe's loss.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-
+import torch.nn.functional as F
 from common import machine  # type: ignore[import-not-found]  # the scripts' own folder
+
 from unimodal_ar.evaluation import format_table, mae, mse, repeat_last, rolling_windows, seasonal_naive
 from unimodal_ar.forecasting import Forecaster
 from unimodal_ar.recipes.train import train
@@ -29,6 +30,8 @@ from unimodal_ar.training.recipe import Resolved, load_recipe
 HORIZONS = (96, 192, 336, 720)
 LOOKBACK, PATCH, TEST = 672, 96, 11520
 Method = Callable[[np.ndarray, int], np.ndarray]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LOSSES: dict[str, Loss] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 
 
 def normalised(past: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -36,22 +39,24 @@ def normalised(past: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return (past - mean) / deviation, mean, deviation
 
 
-def train_linear(resolved: Resolved, epochs: int, batch: int = 256, learning_rate: float = 5e-4) -> torch.nn.Linear:
-    """One linear map on the training windows of the recipe, mean squared error in the units of the data."""
+def train_linear(
+    resolved: Resolved, loss: Loss, epochs: int, batch: int = 256, learning_rate: float = 5e-4
+) -> torch.nn.Linear:
+    """One linear map on the training windows of the recipe, its loss in normalised units as the other model's is."""
     torch.manual_seed(0)
-    windows = []
-    for series in resolved.data.series:
-        past, future = rolling_windows(series.values[: resolved.data.split(series).validation], LOOKBACK, PATCH)
-        windows.append(np.concatenate([past, future], -1).astype(np.float32))
+    pairs = [
+        rolling_windows(series.values[: resolved.data.split(series).validation], LOOKBACK, PATCH)
+        for series in resolved.data.series
+    ]
+    windows = [np.concatenate(pair, -1).astype(np.float32) for pair in pairs]
     data = torch.from_numpy(np.concatenate(windows))
     model = torch.nn.Linear(LOOKBACK, PATCH)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     for _ in range(epochs):
         for rows in torch.randperm(len(data)).split(batch):
             past, mean, deviation = normalised(data[rows, :LOOKBACK])
-            loss = (model(past) * deviation + mean - data[rows, LOOKBACK:]).square().mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss(model(past), (data[rows, LOOKBACK:] - mean) / deviation).backward()
             optimizer.step()
     return model
 
@@ -97,11 +102,13 @@ def main() -> None:
         overrides.append(f"training.num_train_epochs={arguments.epochs}")
     document = load_recipe("next_patch/etth1", overrides)
     resolved = Resolved(document)
+    kind = document["model"]["modalities"]["series"]["head"]["loss"]
     rows, seconds = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         builders: dict[str, Callable[[], Method]] = {
             "next-patch (ours)": lambda: ours(document, Path(folder) / "model"),
-            "linear 672 -> 96": lambda: rolled(train_linear(resolved, arguments.linear_epochs)),
+            "linear, mse": lambda: rolled(train_linear(resolved, F.mse_loss, arguments.linear_epochs)),
+            f"linear, {kind}": lambda: rolled(train_linear(resolved, LOSSES[kind], arguments.linear_epochs)),
             "seasonal naive, 24 h": lambda: lambda past, horizon: seasonal_naive(past, horizon, 24),
             "repeat last": lambda: repeat_last,
         }

@@ -63,7 +63,6 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
         return None
     if (output / "config.json").exists() and not overwrite:
         raise ValueError(f"output_dir {str(output)!r} already holds a model; choose another or pass --overwrite")
-    output.mkdir(parents=True, exist_ok=True)
     trainer = _fit(resolved, output / "checkpoints")
     if trainer.is_world_process_zero():
         _publish(resolved, trainer.accelerator.unwrap_model(trainer.model), output)
@@ -98,6 +97,7 @@ def _fit(resolved: Resolved, checkpoints: Path, **changes: Any) -> UnimodalARTra
 def _publish(resolved: Resolved, model: UnimodalARForGeneration, output: Path) -> None:
     """Writes everything into a folder beside its place and moves it there file by file, config.json last: a folder
     with a config.json is complete."""
+    output.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
     try:
         model.eval().save_pretrained(partial)

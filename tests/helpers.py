@@ -41,7 +41,7 @@ def perturb(module: torch.nn.Module, spread: float, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += spread * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
 
 
 def build(

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from tests.helpers import WIDTH, build, codes, full_hidden, hidden_states, label, labels, perturb, series
 from unimodal_ar import Segment, UnimodalARConfig, UnimodalARDecoder, UnimodalARDecoderConfig, UnimodalARForGeneration
-from unimodal_ar.backbone import Modulation
+from unimodal_ar.decoder import Modulation
 
 
 def decoder(spread: float = 0.3, **changes: Any) -> Any:

@@ -66,7 +66,7 @@ TRIPLES = list(itertools.permutations(["label", "series", "image"], 3))
 @pytest.mark.parametrize("backbone", ["native", "llama"])
 def test_one_model_learns_sequences_of_two_and_three_and_generates_each_from_the_others(backbone: str) -> None:
     model = build(modalities(), backbone, spread=0.05).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     orders = [("label", "series"), ("image", "label"), ("series", "label", "image"), ("label", "image", "series")]
 
     @torch.no_grad()
@@ -74,19 +74,19 @@ def test_one_model_learns_sequences_of_two_and_three_and_generates_each_from_the
         return [float(model(sequence(names)).loss) for names in orders]
 
     before = all_losses()
-    for step in range(40):
+    for step in range(100):
         optimizer.zero_grad()
         for names in orders:
             model(sequence(names, context=step % 2)).loss.backward()
         optimizer.step()
-    assert all(late < 0.95 * early for early, late in zip(before, all_losses(), strict=True))
+    assert all(late < 0.6 * early for early, late in zip(before, all_losses(), strict=True))
     right, wrong = examples(3), {name: segment.select(torch.tensor([1, 2, 0])) for name, segment in examples(3).items()}
     for names in orders:  # the class is in every segment, so that each tells of the others
         last = names[-1]
         losses = [
             model([*(data[name] for name in names[:-1]), right[last]]).element_losses[last] for data in (right, wrong)
         ]
-        assert losses[0].mean() < 0.9 * losses[1].mean(), names
+        assert losses[0].mean() < 0.5 * losses[1].mean(), names
         drawn = model.generate([right[name] for name in names[:-1]], last)
         assert drawn.values.shape == right[last].values.shape and drawn.observed is None
 
@@ -319,3 +319,25 @@ def test_unknown_arguments_of_forward_are_refused() -> None:
 def test_a_model_needs_a_modality() -> None:
     with pytest.raises(ValueError, match="modalities is empty; a model needs at least one"):
         UnimodalARForGeneration(UnimodalARConfig())
+
+
+def test_covariates_of_a_context_are_read() -> None:
+    prompt = {**series(), "covariates": 2}
+    model = build({"prompt": prompt, "grid": codes()})
+    values, covariates = torch.randn(3, *_shape(prompt)), torch.randn(3, _shape(prompt)[0], 2)
+    target = Segment("grid", torch.randint(0, 2, (3, _count(codes()))), tuple(codes()["grid"]))
+
+    def loss(covariates: torch.Tensor) -> torch.Tensor:
+        context = Segment("prompt", values, tuple(prompt["grid"]), target=False, covariates=covariates)
+        return model([context, target]).element_losses["grid"]
+
+    assert (loss(covariates) - loss(covariates + 1)).abs().max() > 1e-4
+
+
+def _count(modality: dict) -> int:
+    t, h, w = modality["grid"]
+    return t * h * w
+
+
+def _shape(modality: dict) -> tuple[int, int]:
+    return _count(modality), modality["element"]["dim"]

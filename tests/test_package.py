@@ -28,7 +28,7 @@ LAYERS = {
     for layer, parts in enumerate(
         [
             {"_compat", "_version", "layout", "masks", "noise", "schema", "segment", "sequence"},
-            {"backbone", "configuration", "embeddings", "generation", "heads", "objectives"},
+            {"backbone", "configuration", "decoder", "embeddings", "generation", "heads", "objectives"},
             {"modeling"},
             {"adapters", "convert", "evaluation", "forecasting", "hub", "pipelines", "training"},
             {"cli", "recipes"},

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
 from unimodal_ar import Segment, UnimodalARConfig, UnimodalARDecoder, UnimodalARDecoderConfig, UnimodalARForGeneration
 from unimodal_ar.adapters import AutoAdapter, TimeSeriesAdapter
@@ -24,7 +24,13 @@ ATTENTION = {**SIZES, "num_attention_heads": 2, "intermediate_size": 32}
 BODIES: dict[str, dict[str, Any]] = {
     "native": {"model_type": "unimodal_ar_decoder", **ATTENTION},
     "native-layernorm": {
-        **{"model_type": "unimodal_ar_decoder", **ATTENTION, "norm": "layernorm", "mlp": "gelu", "attention_bias": True},
+        **{
+            "model_type": "unimodal_ar_decoder",
+            **ATTENTION,
+            "norm": "layernorm",
+            "mlp": "gelu",
+            "attention_bias": True,
+        },
         **{"mlp_bias": True, "position": "sinusoidal", "qk_norm": "layernorm", "norm_position": "post"},
     },
     "llama": {"model_type": "llama", **ATTENTION, "num_key_value_heads": 1, "vocab_size": 11},
@@ -144,14 +150,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         buffers = {key: x for key, x in _tensors(model).items() if key in _buffers(model)}
         if name.endswith("-bf16"):
             model = model.to(torch.bfloat16)
-        # Buffers are computed, in float32, whatever the weights are stored in.
-        reloaded = _tensors(model) | buffers
         model.save_pretrained(root / name)
-        for key, x in model.named_buffers():
-            x.copy_(buffers[key]) if x.dtype == buffers[key].dtype else setattr(
-                model.get_submodule(key.rpartition(".")[0]), key.rpartition(".")[2], buffers[key]
-            )
-        torch.save({"tensors": reloaded, "losses": _losses(model)}, root / f"{name}.pt")
+        for key, x in buffers.items():  # `.to` cast them; a loaded model computes them anew, in float32
+            owner, _, attribute = key.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, x)
+        torch.save({"tensors": _tensors(model), "losses": _losses(model)}, root / f"{name}.pt")
     repository = str(Path(__file__).resolve().parents[1])
     environment = os.environ | {"PYTHONPATH": repository}
     command = [sys.executable, "-c", CHILD, str(root)]
@@ -203,8 +206,10 @@ def test_dtype_can_be_chosen(tmp_path: Path) -> None:
 
 
 def _batch_as(dtype: torch.dtype) -> list[Segment]:
-    return [segment.replace(values=segment.values.to(dtype) if segment.values.is_floating_point() else segment.values)
-            for segment in _batch()]
+    return [
+        segment.replace(values=segment.values.to(dtype) if segment.values.is_floating_point() else segment.values)
+        for segment in _batch()
+    ]
 
 
 def _without(folder: Path, *names: str) -> dict[str, Tensor]:
@@ -292,7 +297,7 @@ def test_an_unexpected_key_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("body", BODIES)
 def test_a_new_model_is_wholly_initialised(body: str) -> None:
     """Trap 9.3.7: bare parameters (start, null) get no default initialisation: memory is poisoned here."""
-    model = UnimodalARForGeneration(UnimodalARConfig(backbone=BODIES[body], modalities=_modalities()))
+    model: Any = UnimodalARForGeneration(UnimodalARConfig(backbone=BODIES[body], modalities=_modalities()))
     assert [name for name, x in _tensors(model).items() if not x.isfinite().all()] == []
     for name in ("embeddings.label.start", "embeddings.label.null", "embeddings.image.start"):
         assert _is_normal(model.get_parameter(name), _std(model)), name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Union
+from typing import Literal
 
 import pytest
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -33,7 +33,7 @@ class Tree(Strict):
     leaves: list[Leaf] = []
     by_name: dict[str, Leaf] = {}
     maybe: Leaf | None = None
-    either: Union[int, list[int]] = 0
+    either: int | list[int] = 0
 
     @model_validator(mode="after")
     def _named(self) -> Tree:
@@ -43,7 +43,7 @@ class Tree(Strict):
 
 
 def _message(**data: object) -> str:
-    with pytest.raises(ValueError, match="^tree") as caught:
+    with pytest.raises(ValueError, match=r"^tree") as caught:
         parse(Tree, {"name": "oak", **data}, "tree")
     assert type(caught.value) is ValueError  # one sentence, not pydantic's many lines
     return str(caught.value)
@@ -134,7 +134,13 @@ def test_wrong_tag_is_told_with_what_is_legal(element: object, legal: str) -> No
 
 def test_all_errors_are_told_at_once() -> None:
     message = _message(name=1, leef={}, leaf={"size": 0, "modes": 1}, leaves=[{"mode": 2}])
-    for part in ("tree.name is 1", "'leef'; did you mean 'leaf'", "tree.leaf.size is 0", "'modes'", "tree.leaves.0.mode is 2"):
+    for part in (
+        "tree.name is 1",
+        "'leef'; did you mean 'leaf'",
+        "tree.leaf.size is 0",
+        "'modes'",
+        "tree.leaves.0.mode is 2",
+    ):
         assert part in message
     assert message.count("; tree") == 4
 

@@ -142,3 +142,11 @@ def test_collate_refuses_other_lengths(longer: int) -> None:
 def test_collate_refuses_nothing() -> None:
     with pytest.raises(ValueError, match="collate got no examples; it must get at least one"):
         collate([])
+
+
+def test_collate_compares_whole_structures() -> None:
+    one = Segment("x", torch.zeros(1, 2, dtype=torch.long), (2, 1, 1))
+    assert collate([[one], [one]])[0].batch_size == 2
+    for examples in ([[], [one]], [[one], [one, one]], [[one], [one.replace(target=False)]]):
+        with pytest.raises(ValueError, match="must share their structure"):
+            collate(examples)

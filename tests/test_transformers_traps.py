@@ -27,7 +27,12 @@ from unimodal_ar import (
 from unimodal_ar.training import UnimodalARTrainer, collate_segments
 
 ROOT = Path(__file__).resolve().parents[1]
-ATTENTION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+ATTENTION: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 BODIES: dict[str, dict[str, Any]] = {
     "native": {"model_type": "unimodal_ar_decoder", **ATTENTION},
     "llama": {"model_type": "llama", **ATTENTION, "vocab_size": 7},
@@ -43,7 +48,7 @@ GRID: dict[str, Any] = {
 LABEL: dict[str, Any] = {"element": {"kind": "discrete", "vocab_size": 3}, "grid": [1, 1, 1]}
 
 
-def _model(body: str = "native", **modalities: Any) -> UnimodalARForGeneration:
+def _model(body: str = "native", /, **modalities: Any) -> UnimodalARForGeneration:
     torch.manual_seed(0)
     config = UnimodalARConfig(backbone=BODIES[body], modalities=modalities or {"series": SERIES})
     return UnimodalARForGeneration(config)
@@ -65,13 +70,15 @@ def _nested(number: int, missing: int = 0) -> list[Segment]:
     return [label, _series(number, missing), grid]
 
 
-NESTED = {"label": LABEL, "series": SERIES, "grid": GRID}
+NESTED: dict[str, Any] = {"label": LABEL, "series": SERIES, "grid": GRID}
 # Observed values of the eight examples are as unequal as can be: an average of averages would show.
 UNEQUAL = [0, 11, 3, 10, 7, 0, 9, 1]
 
 
-def _trainer(model: Any, folder: Path, examples: list[Any], evaluation: list[Any] | None = None, **changes: Any) -> UnimodalARTrainer:
-    arguments = {
+def _trainer(
+    model: Any, folder: Path, examples: list[Any], evaluation: list[Any] | None = None, **changes: Any
+) -> UnimodalARTrainer:
+    arguments: dict[str, Any] = {
         "per_device_train_batch_size": 8,
         "max_steps": 1,
         "learning_rate": 1e-2,
@@ -120,9 +127,10 @@ def test_auto_classes_know_the_types_after_import_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [UnimodalARConfig, UnimodalARDecoderConfig])
 def test_types_are_registered_under_their_own_names(config: Any) -> None:
     """Trap 9.2: the registered name must be the class's model_type, which must be no native one."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto import configuration_auto
 
-    assert config.model_type not in CONFIG_MAPPING_NAMES
+    native: Any = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    assert config.model_type not in native
     assert config.model_type.startswith("unimodal_ar")
     assert type(AutoConfig.for_model(config.model_type)) is config
 
@@ -194,8 +202,8 @@ def test_unequal_examples_would_show_an_average_of_averages() -> None:
 def test_a_short_last_accumulation_is_scaled_by_its_own_items(tmp_path: Path) -> None:
     """Trap 9.5: the last step of an epoch may hold fewer micro-batches than asked for."""
     examples = [[_series(i, n)] for i, n in enumerate(UNEQUAL[:6])]
-    changes = {"max_steps": -1, "num_train_epochs": 1, "learning_rate": 0.0}
-    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, **changes}
+    changes: dict[str, Any] = {"max_steps": -1, "num_train_epochs": 1, "learning_rate": 0.0}
+    options: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, **changes}
     trainer = _trainer(_model(), tmp_path, examples, **options)
     trainer.train()
     order = list(trainer.get_train_dataloader())  # the sampler starts from the seed again
@@ -203,7 +211,9 @@ def test_a_short_last_accumulation_is_scaled_by_its_own_items(tmp_path: Path) ->
     assert len(_logged(trainer, "loss")) == 2
     total = [_model().train()([segment]).element_losses["series"] for segment in last[4:]]
     weight = [segment.observed_fraction for segment in last[4:]]
-    expected = sum((x * w).sum().item() for x, w in zip(total, weight, strict=True)) / sum(w.sum().item() for w in weight)
+    expected = sum((x * w).sum().item() for x, w in zip(total, weight, strict=True)) / sum(
+        w.sum().item() for w in weight
+    )
     assert _logged(trainer, "loss")[1] == pytest.approx(expected, rel=1e-4)
 
 
@@ -258,13 +268,23 @@ def test_gradient_checkpointing_recomputes_layers(body: str) -> None:
 
 
 def test_the_best_checkpoint_by_validation_is_loaded(tmp_path: Path) -> None:
-    """Trap 9.5: load_best_model_at_end needs an eval loss, a metric and the right direction; without, the last stays."""
+    """Trap 9.5: load_best_model_at_end needs an eval loss, a metric and the right direction; else the last stays."""
     one = torch.ones(1, 4, 3)
     examples = [[_series(0).replace(values=one)]] * 8
     far = [[_series(0).replace(values=-one)]] * 8  # training makes these worse
     model = _model()
-    options = {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    options: dict[str, Any] = {
+        "max_steps": 6,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    best: dict[str, Any] = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
     trainer = _trainer(model, tmp_path, examples, far, learning_rate=3e-2, **options, **best)
     trainer.train()
     losses = _logged(trainer, "eval_loss")
@@ -276,7 +296,12 @@ def test_the_best_checkpoint_by_validation_is_loaded(tmp_path: Path) -> None:
 def test_a_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     """Trap 9.5: weights, optimiser and data order are all in the checkpoint: resumed equals uninterrupted."""
     examples = [[_series(i, n)] for i, n in enumerate(UNEQUAL)]
-    options = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "max_steps": 6,
+    }
     whole = _model()
     _trainer(whole, tmp_path, examples, **options).train()
     resumed = _model()
@@ -335,7 +360,7 @@ def test_only_lora_trains(body: str) -> None:
     """Trap 9.6: all-linear would also hit embeddings and heads; the targets named here are the backbone's alone."""
     base = _model(body)
     before = {name: x.detach().clone() for name, x in base.named_parameters()}
-    model = get_peft_model(base, _lora())
+    model: Any = get_peft_model(base, _lora())
     trainable = {name for name, x in model.named_parameters() if x.requires_grad}
     assert trainable and all(".lora_" in name and ".backbone." in name for name in trainable)
     assert len(trainable) == 2 * 2 * 7  # two matrices for each of seven maps in two layers
@@ -388,6 +413,8 @@ def test_new_embeddings_and_heads_survive_beside_lora(body: str, tmp_path: Path)
     assert any(name.startswith("heads") for name in copies) and any(name.startswith("embeddings") for name in copies)
     weight = "heads.series.modules_to_save.default.proj.weight"
     assert not torch.equal(state[weight], fresh["heads.series.proj.weight"])
+    value = "embeddings.series.modules_to_save.default.value.weight"
+    assert not torch.equal(state[value], fresh["embeddings.series.value.weight"])
     model.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(UnimodalARForGeneration.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
     assert torch.equal(_loss(loaded.eval()), _loss(model))
@@ -404,7 +431,7 @@ def test_lora_trains_under_the_trainer(checkpointing: bool, tmp_path: Path) -> N
     results = []
     for batch, accumulation in ((8, 1), (1, 8)):
         model = get_peft_model(_model("llama"), _lora(init_lora_weights="gaussian"))
-        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        options: dict[str, Any] = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
         trainer = _trainer(model, tmp_path, examples, gradient_checkpointing=checkpointing, **options)
         trainer.train()
         results.append((_logged(trainer, "loss")[0], _logged(trainer, "grad_norm")[0]))
@@ -488,6 +515,6 @@ def test_a_model_without_the_file_has_the_defaults(tmp_path: Path) -> None:
 )
 def test_generation_config_rejects(values: dict[str, Any], expected: str) -> None:
     """Traps 9.4 and 9.7: transformers' own class keeps unknown names as attributes."""
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         UnimodalARGenerationConfig(**values)
     assert expected in str(caught.value)

@@ -3,8 +3,8 @@
 from transformers import AutoConfig, AutoModel
 
 from ._version import __version__
-from .backbone import UnimodalARDecoder
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
+from .decoder import UnimodalARDecoder
 from .forecasting import Forecaster
 from .generation import UnimodalARGenerationConfig
 from .layout import ORDERS, Layout, register_order

@@ -1,309 +1,37 @@
 """Backbones: the native decoder, and any transformers decoder body, behind one call.
 
-Shapes: B batch, L positions, H width, A heads, D head size, C conditioning size.
+Shapes: B batch, n new positions, H width.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import Any, cast
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, DynamicCache, PreTrainedModel
-from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AutoModel, DynamicCache
 
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
-from .embeddings import CoordinateEmbedding, Embedding, ZeroLinear
-from .masks import AttentionPattern, additive
+from .decoder import UnimodalARDecoder
+from .embeddings import CoordinateEmbedding
+from .masks import additive
 from .sequence import Inputs
-
-NORMS: dict[str, type[nn.Module]] = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
-
-    def __init__(self, hidden_size: int, inner: int, bias: bool) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, inner, bias=bias)
-        self.up_proj = nn.Linear(hidden_size, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden_size, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class GELU(nn.Module):
-    """down(gelu(up(x))), exact."""
-
-    approximate = "none"
-
-    def __init__(self, hidden_size: int, inner: int, bias: bool) -> None:
-        super().__init__()
-        self.up_proj = nn.Linear(hidden_size, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden_size, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.up_proj(x), approximate=self.approximate))
-
-
-class TanhGELU(GELU):
-    """The same with the tanh approximation."""
-
-    approximate = "tanh"
-
-
-MLPS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU, "gelu": GELU, "gelu_tanh": TanhGELU}
-
-
-class NoPosition(nn.Module):
-    """Leaves the inputs as they are. A position module maps (inputs [B, L, H], coords [B or 1, L, 3]) to the inputs and
-    the rotation of queries and keys, (cos, sin) [B or 1, 1, L, D] or None."""
-
-    def __init__(self, config: UnimodalARDecoderConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, embeds: Tensor, coords: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        return embeds, None
-
-    def angles(self, coords: Tensor, pairs: int) -> Tensor:
-        """[B or 1, L, pairs]: coordinate times frequency, the pairs shared out among the axes. The tables are computed
-        here rather than kept in buffers: non-persistent buffers do not survive `from_pretrained`."""
-        per_axis = []
-        for axis, count in enumerate(_share(pairs, self.config.position_axes or [1.0, 1.0, 1.0])):
-            steps = torch.arange(count, device=coords.device, dtype=torch.float32)
-            frequency = 1.0 / (self.config.rope_theta ** (steps / max(count, 1)))
-            per_axis.append(coords[..., axis, None].float() * frequency)
-        return torch.cat(per_axis, -1)
-
-
-class AxialRotary(NoPosition):
-    """Rotary embedding (arXiv 2104.09864) whose pairs of channels are shared out among t, h and w. With all of them on
-    t it is Llama's."""
-
-    def forward(self, embeds: Tensor, coords: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        angles = self.angles(coords, cast(int, self.config.head_dim) // 2)[:, None]
-        angles = torch.cat([angles, angles], -1)
-        return embeds, (angles.cos().to(embeds.dtype), angles.sin().to(embeds.dtype))
-
-
-class Sinusoidal(NoPosition):
-    """Adds sin (even channels) and cos (odd channels) of the coordinates to the inputs (arXiv 1706.03762)."""
-
-    def forward(self, embeds: Tensor, coords: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        angles = self.angles(coords, embeds.shape[-1] // 2)
-        table = torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
-        return embeds + table.to(embeds.dtype), None
-
-
-POSITIONS: dict[str, type[NoPosition]] = {"rope": AxialRotary, "sinusoidal": Sinusoidal, "none": NoPosition}
-
-
-class DecoderAttention(nn.Module):
-    """Multi-head attention through transformers' attention interface (eager, sdpa, flex_attention, ...)."""
-
-    is_causal = True
-
-    def __init__(self, config: UnimodalARDecoderConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config, self.layer_idx = config, layer_idx
-        self.head_dim = cast(int, config.head_dim)
-        heads, groups = config.num_attention_heads, cast(int, config.num_key_value_heads)
-        self.num_key_value_groups = heads // groups
-        self.scaling = self.head_dim**-0.5
-        bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, groups * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, groups * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(heads * self.head_dim, config.hidden_size, bias=bias)
-        norm = NORMS[config.qk_norm] if config.qk_norm else None
-        self.q_norm = norm(self.head_dim, eps=config.norm_eps) if norm else nn.Identity()
-        self.k_norm = norm(self.head_dim, eps=config.norm_eps) if norm else nn.Identity()
-
-    def forward(
-        self, x: Tensor, mask: Any, is_causal: bool, rotary: tuple[Tensor, Tensor] | None, cache: Any
-    ) -> Tensor:
-        shape = (*x.shape[:2], -1, self.head_dim)
-        q = self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2)
-        v = self.v_proj(x).view(shape).transpose(1, 2)
-        if rotary is not None:
-            q, k = _rotate(q, *rotary), _rotate(k, *rotary)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        out, _ = attend(self, q, k, v, mask, dropout=dropout, scaling=self.scaling, is_causal=is_causal)
-        return self.o_proj(out.reshape(*x.shape[:2], -1))
-
-
-def eager_attention(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, dropout: float = 0.0, **_: Any
-) -> tuple[Tensor, Tensor]:
-    """Attention written out. q [B, A, L, D], k and v [B, groups, S, D], mask bool [B or 1, 1, L, S] or None (full);
-    returns [B, L, A, D] and the weights."""
-    k = k.repeat_interleave(module.num_key_value_groups, 1)
-    v = v.repeat_interleave(module.num_key_value_groups, 1)
-    scores = q @ k.transpose(2, 3) * scaling
-    if mask is not None:
-        scores = scores + additive(mask, scores.dtype)
-    weights = F.dropout(scores.float().softmax(-1).to(q.dtype), dropout)
-    return (weights @ v).transpose(1, 2), weights
-
-
-class Modulation(nn.Module):
-    """The adaptive part of a layer: shift, scale and gate for each of `count` norms, from a conditioning vector. It
-    starts at zero, so that every layer starts as the identity (adaLN-Zero, arXiv 2212.09748)."""
-
-    def __init__(self, conditioning_size: int, hidden_size: int, count: int) -> None:
-        super().__init__()
-        self.proj = ZeroLinear(conditioning_size, count * hidden_size)
-        self.count = count
-
-    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
-        return self.proj(F.silu(conditioning)).chunk(self.count, -1)
-
-
-class UnimodalARDecoderLayer(GradientCheckpointingLayer):
-    """Attention and MLP with residuals; norms before or after, adaptive where there is conditioning."""
-
-    def __init__(self, config: UnimodalARDecoderConfig, layer_idx: int) -> None:
-        super().__init__()
-        norm = NORMS[config.norm]
-        self.pre = config.norm_position == "pre"
-        self.self_attn = DecoderAttention(config, layer_idx)
-        self.mlp = MLPS[config.mlp](config.hidden_size, cast(int, config.intermediate_size), config.mlp_bias)
-        self.input_layernorm = norm(config.hidden_size, eps=config.norm_eps)
-        self.post_attention_layernorm = norm(config.hidden_size, eps=config.norm_eps)
-        self.dropout = config.dropout
-        size = config.conditioning_size
-        self.modulation = Modulation(size, config.hidden_size, 6) if size else None
-
-    def forward(
-        self,
-        x: Tensor,
-        mask: Any,
-        is_causal: bool,
-        rotary: tuple[Tensor, Tensor] | None,
-        past_key_values: Any = None,
-        conditioning: Tensor | None = None,
-    ) -> Tensor:
-        changes: tuple[Tensor, ...] = () if self.modulation is None else self.modulation(conditioning)
-        norm = self.input_layernorm
-        attended = self.self_attn(self._enter(x, norm, changes[:2]), mask, is_causal, rotary, past_key_values)
-        x = self._leave(x, attended, norm, changes[2:3])
-        norm = self.post_attention_layernorm
-        return self._leave(x, self.mlp(self._enter(x, norm, changes[3:5])), norm, changes[5:])
-
-    def _enter(self, x: Tensor, norm: nn.Module, changes: tuple[Tensor, ...]) -> Tensor:
-        x = norm(x) if self.pre else x
-        return x * (1 + changes[1]) + changes[0] if changes else x
-
-    def _leave(self, x: Tensor, update: Tensor, norm: nn.Module, gate: tuple[Tensor, ...]) -> Tensor:
-        if self.dropout:
-            update = F.dropout(update, self.dropout, self.training)
-        x = x + (update * gate[0] if gate else update)
-        return x if self.pre else norm(x)
-
-
-class UnimodalARPreTrainedModel(PreTrainedModel):
-    """What the package's models share with transformers' machinery."""
-
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["UnimodalARDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, ZeroLinear):
-            for parameter in module.parameters():
-                init.zeros_(parameter)
-        if isinstance(module, Embedding):
-            module.init_weights(self.config.initializer_range)
-
-
-class UnimodalARDecoder(UnimodalARPreTrainedModel):
-    """The native decoder: continuous inputs in, hidden states out."""
-
-    config_class = UnimodalARDecoderConfig
-    config: UnimodalARDecoderConfig
-    base_model_prefix = "backbone"
-    main_input_name = "inputs_embeds"
-
-    def __init__(self, config: UnimodalARDecoderConfig) -> None:
-        super().__init__(config)
-        self.position = POSITIONS[config.position](config)
-        self.layers = nn.ModuleList([UnimodalARDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = NORMS[config.norm](config.hidden_size, eps=config.norm_eps)
-        size = config.conditioning_size
-        self.modulation = Modulation(size, config.hidden_size, 2) if size else None
-        self.post_init()
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Any = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        coords: Tensor | None = None,
-        conditioning: Tensor | None = None,
-    ) -> BaseModelOutputWithPast:
-        """Runs the decoder on L new positions.
-
-        Args:
-            inputs_embeds: [B, L, H].
-            attention_mask: an AttentionPattern; or what the attention kernel itself takes ([B or 1, 1, L, S] bool, True
-                = may attend, over S cached and new keys; a BlockMask for flex_attention); None: causal.
-            position_ids: [B or 1, L] long, taken as t with h = w = 0; None: they count on from the cache.
-            past_key_values: a transformers Cache that is read and extended, or None.
-            coords: [B or 1, L, 3], (t, h, w) of each position, instead of `position_ids`.
-            conditioning: [B, C], or [B, L, C] where it differs by position; needed iff `conditioning_size` is set.
-
-        Raises:
-            ValueError: conditioning is missing, or given to a decoder without adaptive norms.
-        """
-        if (conditioning is None) != (self.modulation is None):
-            raise ValueError(
-                f"conditioning is {'missing' if conditioning is None else 'given'}; the decoder's conditioning_size is "
-                f"{self.config.conditioning_size}"
-            )
-        if conditioning is not None and conditioning.dim() == 2:
-            conditioning = conditioning[:, None]
-        length, device = inputs_embeds.shape[1], inputs_embeds.device
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if attention_mask is None:
-            attention_mask = AttentionPattern(torch.arange(past + length, device=device), length, sequential=True)
-        is_causal = False
-        if isinstance(attention_mask, AttentionPattern):
-            attention_mask, is_causal = attention_mask.resolve(self.config._attn_implementation or "eager")
-        if coords is None:
-            t = torch.arange(past, past + length, device=device)[None] if position_ids is None else position_ids
-            coords = F.pad(t[..., None], (0, 2))
-        x, rotary = self.position(inputs_embeds, coords)
-        for layer in self.layers:
-            x = layer(x, attention_mask, is_causal, rotary, past_key_values=past_key_values, conditioning=conditioning)
-        x = self.norm(x)
-        if self.modulation is not None:
-            shift, scale = self.modulation(conditioning)
-            x = x * (1 + scale) + shift
-        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values)
 
 
 class NativeBackbone(nn.Module):
-    """The native decoder behind the common call."""
+    """The native decoder behind the common call.
+
+    Raises:
+        ValueError: the decoder wants a conditioning vector, which nothing gives it.
+    """
 
     def __init__(self, config: UnimodalARConfig) -> None:
         super().__init__()
+        if config.backbone.conditioning_size is not None:
+            raise ValueError(
+                f"backbone.conditioning_size is {config.backbone.conditioning_size}; no objective gives the decoder a "
+                "conditioning vector, so it must be None"
+            )
         self.model = UnimodalARDecoder(config.backbone)
 
     def freeze_unused(self) -> None:
@@ -403,18 +131,3 @@ def build_backbone(config: UnimodalARConfig) -> NativeBackbone | HostedBackbone:
 def _has_sliding_layers(config: Any) -> bool:
     kinds = getattr(config, "layer_types", None)
     return kinds is None or "sliding_attention" in kinds
-
-
-def _share(total: int, shares: list[float]) -> list[int]:
-    """`total` split into whole parts in proportion to `shares` (largest remainders first)."""
-    exact = [total * share / sum(shares) for share in shares]
-    parts = [int(value) for value in exact]
-    order = sorted(range(len(shares)), key=lambda i: parts[i] - exact[i])
-    for i in order[: total - sum(parts)]:
-        parts[i] += 1
-    return parts
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin

@@ -356,7 +356,8 @@ def _backbone_config(backbone: Any) -> PreTrainedConfig:
     if not isinstance(backbone, dict):
         raise ValueError(f"backbone is a {type(backbone).__name__}; it must be a configuration, a dict, a name or path")
     model_type = backbone.get("model_type")
-    if model_type in CONFIG_MAPPING and model_type != UnimodalARDecoderConfig.model_type:
+    native = model_type == UnimodalARDecoderConfig.model_type
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING and not native:
         kind = CONFIG_MAPPING[model_type]
         own = {*inspect.signature(kind).parameters, *kind.attribute_map} - {"kwargs"}
         for key in backbone:

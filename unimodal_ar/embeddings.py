@@ -96,10 +96,7 @@ class Embedding(nn.Module):
         """
         observed = _all_observed(values) if observed is None else observed
         embeds, known = self.read(values, observed, layout.source[places])
-        if self.covariates is not None:
-            if covariates is None:
-                raise ValueError(f"covariates is None; this modality needs {self.covariates.in_features} features")
-            embeds = embeds + self.covariates(covariates[:, layout.index[places]].to(embeds.dtype))
+        embeds = self._with_covariates(embeds, covariates, layout.index[places])
         if self.target_position is not None:
             seen = observed if observed.dim() == 2 else observed.any(-1)
             first = nn.functional.pad(leading_padding(seen, layout)[:, None, None], (0, 2))  # padding must not shift t
@@ -117,10 +114,25 @@ class Embedding(nn.Module):
         """The same for block number `block` alone; of the values only those of earlier blocks are read."""
         return self.inputs(values_so_far, layout, observed, covariates, layout.block_range(block))
 
-    def context(self, values: Tensor, layout: Layout, observed: Tensor | None, places: slice) -> tuple[Tensor, Tensor]:
+    def context(
+        self,
+        values: Tensor,
+        layout: Layout,
+        observed: Tensor | None = None,
+        covariates: Tensor | None = None,
+        places: slice = slice(None),
+    ) -> tuple[Tensor, Tensor]:
         """Each element's own value at its own place, in generation order: [B, n, H], and [B, n] bool."""
         observed = _all_observed(values) if observed is None else observed
-        return self.read(values, observed, layout.index[places])
+        embeds, known = self.read(values, observed, layout.index[places])
+        return self._with_covariates(embeds, covariates, layout.index[places]), known
+
+    def _with_covariates(self, embeds: Tensor, covariates: Tensor | None, index: Tensor) -> Tensor:
+        if self.covariates is None:
+            return embeds
+        if covariates is None:
+            raise ValueError(f"covariates is None; this modality needs {self.covariates.in_features} features")
+        return embeds + self.covariates(covariates[:, index].to(embeds.dtype))
 
     def init_weights(self, std: float) -> None:
         """Initialises what transformers' rules do not reach: bare parameters."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from .backbone import UnimodalARPreTrainedModel, build_backbone
+from .backbone import build_backbone
 from .configuration import ModalityOptions, UnimodalARConfig, check_part
+from .decoder import UnimodalARPreTrainedModel
 from .embeddings import build_embedding
 from .generation import UnimodalARGenerationConfig, UnimodalARGenerationMixin
 from .heads import build_head

@@ -160,15 +160,14 @@ def collate(examples: Sequence[Sequence[Segment]]) -> list[Segment]:
     if not examples:
         raise ValueError("collate got no examples; it must get at least one")
     batch = []
+    for example in examples:
+        if [_structure(segment) for segment in example] != [_structure(segment) for segment in examples[0]]:
+            raise ValueError(
+                f"examples of one batch must share their structure; found {[_structure(s) for s in examples[0]]} "
+                f"and {[_structure(s) for s in example]}"
+            )
     for position, first in enumerate(examples[0]):
-        column = []
-        for example in examples:
-            if len(example) != len(examples[0]) or _structure(example[position]) != _structure(first):
-                raise ValueError(
-                    f"examples of one batch must share their structure; found {[_structure(s) for s in examples[0]]} "
-                    f"and {[_structure(s) for s in example]}"
-                )
-            column.append(example[position])
+        column = [example[position] for example in examples]
         names = [field.name for field in fields(first) if isinstance(getattr(first, field.name), Tensor)]
         stacked: dict[str, Any] = {name: torch.cat([getattr(s, name) for s in column]) for name in names}
         batch.append(replace(first, **stacked))

@@ -45,4 +45,6 @@ class GluonTSPredictor(Predictor):
         )
         for entry, samples in zip(entries, forecast.samples, strict=True):
             start: pd.Period = forecast_start(entry)
-            yield SampleForecast(samples=samples, start_date=start, item_id=entry.get("item_id"), info=entry.get("info"))
+            yield SampleForecast(
+                samples=samples, start_date=start, item_id=entry.get("item_id"), info=entry.get("info")
+            )

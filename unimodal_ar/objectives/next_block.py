@@ -107,7 +107,7 @@ def _closing(embedding: Any, segment: Segment, layout: Layout) -> Part:
 
 
 def _own_values(embedding: Any, segment: Segment, layout: Layout, places: slice, single: bool, after: int = 0) -> Part:
-    embeds, known = embedding.context(segment.values, layout, segment.observed, places)
+    embeds, known = embedding.context(segment.values, layout, segment.observed, segment.covariates, places)
     valid = None if segment.observed is None or bool(known.all()) else known
     return Part(embeds, layout.coords[None, places], layout.block[places] + after, layout.is_sequential, single, valid)
 

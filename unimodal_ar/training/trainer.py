@@ -87,7 +87,8 @@ class UnimodalARTrainer(Trainer):
         output = super().evaluation_loop(*args, **kwargs)
         if self._evaluated:
             loss, items = self.accelerator.gather(torch.stack(self._evaluated).sum(0)[None]).sum(0)
-            output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = (loss / items).item()
+            metrics: Any = output.metrics
+            metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = (loss / items).item()
         return output
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
