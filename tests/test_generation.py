@@ -116,7 +116,7 @@ def keep_p(probability: Tensor, p: float) -> Tensor:
         (dict(top_p=0.8), lambda x: keep_p(x.softmax(-1), 0.8)),
         (dict(temperature=3.0, top_k=2, top_p=0.65), lambda x: keep_p(keep_k((x / 3).softmax(-1), 2), 0.65)),
     ],
-    ids=str,
+    ids=["hot", "cold", "top_k", "top_p", "all"],
 )
 def test_truncation_and_temperature_change_every_conditional(sampling: dict[str, Any], change: Any) -> None:
     model = toy()
