@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +168,7 @@ def _figure(panels: Sequence[Panel], title: str | None) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, panel in zip(axes, panels, strict=False):
-        _draw(axis, panel)
+        _draw(axis, panel, dates=8 if columns == 1 else 5)
     for axis in axes[len(panels) :]:
         axis.remove()
     if title is not None:
@@ -187,7 +188,7 @@ def _add_legend(figure: Figure, axes: list[Axes]) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
 
 
-def _draw(axis: Axes, panel: Panel) -> None:
+def _draw(axis: Axes, panel: Panel, dates: int) -> None:
     history = np.asarray(panel.history, dtype=np.float64)
     length, horizon = len(history), np.size(panel.forecast)
     steps = np.arange(1 - length, horizon + 1) if panel.timestamps is None else np.asarray(panel.timestamps)
@@ -203,7 +204,12 @@ def _draw(axis: Axes, panel: Panel) -> None:
         # Joined to the history: it is one curve, and the gap would look like missing data.
         joined = np.concatenate([history[-1:], np.asarray(panel.actual, dtype=np.float64)])
         axis.plot(steps[length - 1 :], joined, color=ACTUAL, linewidth=0.9, label="actual")
-    _dress(axis, panel, steps)
+    axis.axvline(steps[length - 1], color="#999999", linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+    _dress(axis, panel)
+    if panel.timestamps is None:
+        axis.set_xlabel("steps ahead", fontsize=9)
+    else:
+        _label_dates(axis, getattr(steps[0], "tzinfo", None), dates)
 
 
 def _draw_fan(axis: Axes, panel: Panel, future: np.ndarray) -> None:
@@ -215,8 +221,7 @@ def _draw_fan(axis: Axes, panel: Panel, future: np.ndarray) -> None:
         axis.fill_between(future, lower, upper, color=color, linewidth=0, label=f"{100 * width:.3g} % interval")
 
 
-def _dress(axis: Axes, panel: Panel, steps: np.ndarray) -> None:
-    axis.axvline(steps[np.size(panel.history) - 1], color="#999999", linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+def _dress(axis: Axes, panel: Panel) -> None:
     axis.grid(True, color="#e8e8e8", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
@@ -225,16 +230,17 @@ def _dress(axis: Axes, panel: Panel, steps: np.ndarray) -> None:
     axis.margins(x=0.01)
     if panel.title is not None:
         axis.set_title(panel.title, loc="left", fontsize=11)
-    if panel.timestamps is None:
-        axis.set_xlabel("steps ahead", fontsize=9)
-        return
+
+
+def _label_dates(axis: Axes, zone: tzinfo | None, most: int) -> None:
+    """Dates in the series' own time zone, at most `most` of them."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    zone = getattr(steps[0], "tzinfo", None)
-    locator = AutoDateLocator(tz=zone, minticks=4, maxticks=8)
+    locator = AutoDateLocator(tz=zone, minticks=3, maxticks=most)
     formatter = ConciseDateFormatter(locator, tz=zone)
     # A bare day, matplotlib's choice, leaves open which month it belongs to.
     formatter.formats[2] = formatter.zero_formats[2] = formatter.zero_formats[3] = "%d %b"
     formatter.offset_formats[2] = "%Y"
+    formatter.offset_formats[3] = formatter.offset_formats[4] = "%d %b %Y"
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(formatter)
