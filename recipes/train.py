@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
         ValueError: the recipe does not hold together (every error is named), or the folder already holds a model.
     """
     resolved = Resolved(document)
+    _check_evaluation(resolved)
     output = Path(resolved.recipe.output_dir)
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
@@ -95,23 +97,45 @@ def _fit(resolved: Resolved, checkpoints: Path, **changes: Any) -> UnimodalARTra
 
 
 def _publish(resolved: Resolved, model: UnimodalARForGeneration, output: Path) -> None:
-    """Writes everything into a folder beside its place and moves it there file by file, config.json last: a folder
-    with a config.json is complete."""
+    """Writes model, adapters and recipe, and then what the evaluation finds."""
     output.mkdir(parents=True, exist_ok=True)
+
+    def write_model(folder: Path) -> None:
+        model.eval().save_pretrained(folder)
+        for adapter in resolved.adapters.values():
+            adapter.save_pretrained(folder)
+        recipe = yaml.safe_dump(resolved.document, sort_keys=False)
+        (folder / "recipe.yaml").write_text(f"# Trained with unimodal_ar {__version__}.\n{recipe}", encoding="utf-8")
+
+    _write_whole(output, write_model)
+    tables = _evaluate(resolved, model)
+    if tables:
+        text = json.dumps(tables, indent=2) + "\n"
+        _write_whole(output, lambda folder: (folder / "evaluation.json").write_text(text, encoding="utf-8"))
+
+
+def _write_whole(output: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a folder beside the files' place and moves them there one by one, config.json last: a folder
+    with a config.json is complete."""
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
     try:
-        model.eval().save_pretrained(partial)
-        for adapter in resolved.adapters.values():
-            adapter.save_pretrained(partial)
-        recipe = yaml.safe_dump(resolved.document, sort_keys=False)
-        (partial / "recipe.yaml").write_text(f"# Trained with unimodal_ar {__version__}.\n{recipe}", encoding="utf-8")
-        tables = _evaluate(resolved, model)
-        if tables:
-            (partial / "evaluation.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+        write(partial)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
             os.replace(file, output / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_evaluation(resolved: Resolved) -> None:
+    """Raises ValueError, before any training, where the test part is shorter than a horizon to be evaluated."""
+    longest = max(resolved.recipe.evaluation.horizons) if resolved.recipe.evaluation else 0
+    for series in resolved.data.series:
+        split = resolved.data.split(series)
+        if split.stop - split.test < longest:
+            raise ValueError(
+                f"series {series.item_id!r} has a test part of {split.stop - split.test} steps; "
+                f"evaluation.horizons asks for {longest}"
+            )
 
 
 def _evaluate(resolved: Resolved, model: UnimodalARForGeneration) -> dict[str, Rows]:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from tests.helpers import WIDTH, build, codes, full_hidden, hidden_states, label, labels, perturb, series
 from unimodal_ar import Segment, UnimodalARConfig, UnimodalARDecoder, UnimodalARDecoderConfig, UnimodalARForGeneration
-from unimodal_ar.decoder import Modulation
+from unimodal_ar.decoder import Modulation, RMSNorm
 
 
 def decoder(spread: float = 0.3, **changes: Any) -> Any:
@@ -438,3 +438,20 @@ def test_the_unused_token_table_of_a_body_is_frozen() -> None:
     model = build({"x": series()}, "llama")
     assert not model.backbone.model.get_input_embeddings().weight.requires_grad
     assert model.backbone.model.layers[0].mlp.up_proj.weight.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rms_norm_and_its_gradients_are_those_of_torch(dtype: torch.dtype) -> None:
+    """The written-out backward pass, which keeps less memory than autograd's."""
+    norm = RMSNorm(16, eps=1e-6, dtype=dtype)
+    norm.weight.data.normal_()
+    x, upstream = (torch.randn(3, 5, 16, dtype=dtype) for _ in range(2))
+    x.requires_grad_()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+    ours, theirs = norm(x), torch.nn.functional.rms_norm(x, (16,), norm.weight, 1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    gradients = [torch.autograd.grad(y, [x, norm.weight], upstream) for y in (ours, theirs)]
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), ours, rtol=tolerance, atol=tolerance)

@@ -225,6 +225,9 @@ def test_the_parts_must_fit() -> None:
         Forecaster(model, TimeSeriesAdapter(4, modality="load"))
     with pytest.raises(ValueError, match="lookback is 18 steps; it must be a multiple of patch x block = 4"):
         Forecaster(model, TimeSeriesAdapter(4, lookback=18))
+    with pytest.raises(ValueError, match="past_lag is 1 patches; with blocks of 2 it must be at least that many"):
+        make(block=2, past_covariates=1)
+    assert make(block=2, past_covariates=1, past_lag=2).block == 2
     random = UnimodalARConfig(
         backbone=model.config.backbone,
         modalities={

@@ -217,7 +217,7 @@ def test_windows_that_cannot_be(
 
 
 def test_modality_defaults_follow_adapter_and_data(tmp_path: Path) -> None:
-    data = _data(_csv(tmp_path), {"lookback": 10, "known_covariates": 2}, horizon=6)
+    data = _data(_csv(tmp_path), {"lookback": 10, "known_covariates": 2}, horizon=6, known=["a", "b"])
     assert data.modality_defaults("series") == {"grid": [5, 1, 1], "covariates": 8}
     assert data.modality_defaults("label") == {}
 

@@ -71,7 +71,7 @@ class StrictConfig(PreTrainedConfig):
 
 class UnimodalARDecoderConfig(StrictConfig):
     """The native decoder. Each field that names a module ("norm", "mlp", "position") picks it from a table in
-    `backbone.py`, so that published decoders fit by configuration.
+    `decoder.py`, so that published decoders fit by configuration.
 
     Args:
         hidden_size: width.

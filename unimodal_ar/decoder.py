@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -20,7 +21,38 @@ from .configuration import UnimodalARDecoderConfig
 from .embeddings import Embedding, ZeroLinear
 from .masks import AttentionPattern, additive
 
-NORMS: dict[str, type[nn.Module]] = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
+
+class _RMSNormFunction(torch.autograd.Function):
+    """y = x r w with r = (mean(x^2) + eps)^(-1/2), of which only x and r are kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        r = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).to(x.dtype) * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, r = ctx.saved_tensors
+        normed, scaled = x * r, grad * weight
+        grad_weight = (grad * normed).flatten(0, -2).sum(0)
+        grad_x = r * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root mean square norm (arXiv 1910.07467). On CUDA torch has a fused kernel; on the CPU it composes one out of
+    operations that each keep a tensor of the input's size for the backward pass, which this does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or not torch.is_grad_enabled():
+            return super().forward(x)
+        return _RMSNormFunction.apply(x, self.weight, self.eps)
+
+
+NORMS: dict[str, type[nn.Module]] = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
 
 
 class SwiGLU(nn.Module):

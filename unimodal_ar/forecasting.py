@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from .adapters import AutoAdapter, Series, TimeSeriesAdapter, read_series, stack_series
+from .configuration import ModalityOptions
 from .heads import RegressionHead
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
+from .schema import ContinuousElement
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +78,36 @@ class Forecast:
         return () if self.quantiles is None else self.quantiles[number]
 
 
+def check_fit(adapter: TimeSeriesAdapter, options: ModalityOptions) -> int:
+    """The layout's block size, in patches, of a modality that can forecast what the adapter makes.
+
+    Raises:
+        ValueError: element, covariates, layout or lookback do not fit each other.
+    """
+    patch, element = adapter.options.patch, options.element
+    dim = element.dim if isinstance(element, ContinuousElement) else None
+    if dim != patch or options.covariates != adapter.covariate_features:
+        raise ValueError(
+            f"the adapter makes patches of {patch} steps with {adapter.covariate_features} covariate features; the "
+            f"model wants {dim} and {options.covariates}"
+        )
+    order, block = options.layout.order, options.layout.block or 1
+    if order != "raster" or not isinstance(block, int):
+        raise ValueError(
+            f"layout of {adapter.modality!r} is {order!r} in blocks {block!r}; forecasting needs raster order in "
+            "blocks of one size"
+        )
+    lookback = adapter.options.lookback or patch * block
+    if lookback % (patch * block):
+        raise ValueError(f"lookback is {lookback} steps; it must be a multiple of patch x block = {patch * block}")
+    if adapter.options.past_covariates and adapter.options.past_lag < block:
+        raise ValueError(
+            f"past_lag is {adapter.options.past_lag} patches; with blocks of {block} it must be at least that many, or "
+            "a block would read what is not known when it is drawn"
+        )
+    return block
+
+
 class Forecaster:
     """A model and the adapter of the series it knows.
 
@@ -92,29 +124,16 @@ class Forecaster:
     """
 
     def __init__(self, model: UnimodalARForGeneration, adapter: TimeSeriesAdapter) -> None:
-        self.model = model.eval()
-        self.adapter = adapter
-        name, patch = adapter.modality, adapter.options.patch
-        if name not in model.heads:
-            raise ValueError(f"the adapter's modality is {name!r}; the model generates {sorted(model.heads)}")
-        options = model.options[name]
-        dim = cast(Any, options.element).dim if options.element.kind == "continuous" else None
-        if dim != patch or options.covariates != adapter.covariate_features:
+        if adapter.modality not in model.heads:
             raise ValueError(
-                f"the adapter makes patches of {patch} steps with {adapter.covariate_features} covariate features; the "
-                f"model wants {dim} and {options.covariates}"
+                f"the adapter's modality is {adapter.modality!r}; the model generates {sorted(model.heads)}"
             )
-        layout = model.layout(name, options.grid)
-        if not torch.equal(layout.index, torch.arange(len(layout), device=layout.index.device)):
-            raise ValueError(f"layout order of {name!r} is {options.layout.order!r}; forecasting needs raster order")
-        self.block = layout.block_sizes[0]
+        options = model.options[adapter.modality]
+        self.model, self.adapter = model.eval(), adapter
+        self.block = check_fit(adapter, options)
         self.trained = options.grid[0]
-        lookback = adapter.options.lookback or (self.trained - self.block) * patch
-        self.lookback = max(lookback, patch * self.block)
-        if self.lookback % (patch * self.block):
-            raise ValueError(
-                f"lookback is {self.lookback} steps; it must be a multiple of patch x block = {patch * self.block}"
-            )
+        step = adapter.options.patch * self.block
+        self.lookback = adapter.options.lookback or max(self.trained // self.block - 1, 1) * step
 
     @classmethod
     def from_pretrained(

@@ -96,7 +96,7 @@ def mase(
         )
     if np.any(scale < 0) or np.any(np.isinf(scale)):
         raise ValueError(
-            f"seasonal_error has the value {scale.min()}..{scale.max()}; it must be finite and not negative"
+            f"seasonal_error reaches from {np.nanmin(scale)} to {np.nanmax(scale)}; it must be finite and not negative"
         )
     scaled = errors / np.where(scale > 0, scale, np.nan)[..., None]
     if np.all(np.isnan(scaled)):

@@ -71,7 +71,7 @@ class Panel:
             self._check("quantiles", self.quantiles, (len(check_levels(self.levels)), horizon))
             if not self.intervals():
                 raise ValueError(
-                    f"levels are {list(np.asarray(self.levels))}; no two enclose an interval, as 0.1 and 0.9 do"
+                    f"levels are {np.asarray(self.levels).tolist()}; no two enclose an interval, as 0.1 and 0.9 do"
                 )
         self._check("actual", self.actual, (horizon,))
         self._check("timestamps", self.timestamps, (length + horizon,))
@@ -168,7 +168,7 @@ def _figure(panels: Sequence[Panel], title: str | None) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, panel in zip(axes, panels, strict=False):
-        _draw(axis, panel, dates=8 if columns == 1 else 5)
+        _draw(axis, panel, dates=(3, 8) if columns == 1 else (2, 5))
     for axis in axes[len(panels) :]:
         axis.remove()
     if title is not None:
@@ -188,7 +188,8 @@ def _add_legend(figure: Figure, axes: list[Axes]) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
 
 
-def _draw(axis: Axes, panel: Panel, dates: int) -> None:
+def _draw(axis: Axes, panel: Panel, dates: tuple[int, int]) -> None:
+    """`dates`: the fewest and the most dates to write below it."""
     history = np.asarray(panel.history, dtype=np.float64)
     length, horizon = len(history), np.size(panel.forecast)
     steps = np.arange(1 - length, horizon + 1) if panel.timestamps is None else np.asarray(panel.timestamps)
@@ -232,11 +233,11 @@ def _dress(axis: Axes, panel: Panel) -> None:
         axis.set_title(panel.title, loc="left", fontsize=11)
 
 
-def _label_dates(axis: Axes, zone: tzinfo | None, most: int) -> None:
-    """Dates in the series' own time zone, at most `most` of them."""
+def _label_dates(axis: Axes, zone: tzinfo | None, dates: tuple[int, int]) -> None:
+    """Dates in the series' own time zone, between `dates` many."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    locator = AutoDateLocator(tz=zone, minticks=3, maxticks=most)
+    locator = AutoDateLocator(tz=zone, minticks=dates[0], maxticks=dates[1])
     formatter = ConciseDateFormatter(locator, tz=zone)
     # A bare day, matplotlib's choice, leaves open which month it belongs to.
     formatter.formats[2] = formatter.zero_formats[2] = formatter.zero_formats[3] = "%d %b"

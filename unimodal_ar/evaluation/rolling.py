@@ -33,7 +33,7 @@ def rolling_evaluation(
     """Metrics of the model, of repeat-last and of seasonal-naive on the same windows.
 
     Every origin from `test_start` on, `stride` steps apart, whose horizon fits. The baselines' quantiles are those of
-    their own errors on the training part, MASE is scaled by the seasonal naive error there.
+    their own errors on the training part, centred on the point; MASE is scaled by the seasonal naive error there.
 
     Args:
         series: their whole length.
@@ -106,4 +106,7 @@ def _baseline(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     if point_only:
         return method(past, horizon), None
-    return with_residual_quantiles(method, history, LEVELS, horizon, past.shape[-1])(past)
+    point, quantiles = with_residual_quantiles(method, history, LEVELS, horizon, past.shape[-1])(past)
+    # Centred on the point: the bias of the training part (spring and summer, say) need not be that of the test part.
+    centre = quantiles[..., [LEVELS.index(0.5)], :]
+    return point, quantiles - centre + point[..., None, :]

@@ -12,6 +12,8 @@ from pydantic import Field, PositiveInt, model_validator
 from torch.utils.data import Dataset
 
 from ..adapters import Adapter, Series, TimeSeriesAdapter, read_series, stack_series
+from ..configuration import UnimodalARConfig
+from ..forecasting import check_fit
 from ..schema import Strict
 
 
@@ -110,6 +112,12 @@ class SeriesData:
             raise ValueError(
                 f"data.min_lookback is {options.min_lookback}; it must be at most the lookback {self.lookback}"
             )
+        for name in ("known", "past"):
+            named, count = getattr(options, name), getattr(adapter.options, f"{name}_covariates")
+            if len(named) != count:
+                raise ValueError(
+                    f"data.{name} names {len(named)} columns; adapters.{options.modality}.{name}_covariates is {count}"
+                )
         self._series: list[Series] | None = None
 
     def modality_defaults(self, name: str) -> dict[str, Any]:
@@ -118,6 +126,10 @@ class SeriesData:
             return {}
         patches = self.adapter.past_patches(self.lookback) + self.adapter.future_patches(self.options.horizon)
         return {"grid": [patches, 1, 1], "covariates": self.adapter.covariate_features}
+
+    def check_model(self, config: UnimodalARConfig) -> None:
+        """Raises ValueError where the model could not forecast the windows it would be trained on."""
+        check_fit(self.adapter, config.modality(self.options.modality))
 
     @property
     def series(self) -> list[Series]:

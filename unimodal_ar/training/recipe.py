@@ -244,7 +244,9 @@ def _config(recipe: Recipe, adapters: dict[str, Adapter], data: Any) -> Unimodal
     for name in adapters:
         if name not in modalities:
             raise ValueError(f"adapters.{name} has no model.modalities.{name}; every adapter needs its modality")
-    return UnimodalARConfig(backbone=recipe.model.backbone, modalities=modalities)
+    config = UnimodalARConfig(backbone=recipe.model.backbone, modalities=modalities)
+    data.check_model(config)
+    return config
 
 
 def _check_training(section: dict[str, Any] | None) -> None:
