@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
-from tests.helpers import WIDTH, build, codes, full_hidden, hidden_states, label, labels, perturb, series
+from tests.helpers import WIDTH, build, codes, full_hidden, hidden_states, label, labels, perturb, series, toy_backbones
 from unimodal_ar import Segment, UnimodalARConfig, UnimodalARDecoder, UnimodalARDecoderConfig, UnimodalARForGeneration
 from unimodal_ar.decoder import Modulation, RMSNorm
 
@@ -281,12 +281,36 @@ def test_unknown_backbones_are_refused() -> None:
 
 
 def test_position_channels_go_to_the_axes_that_are_used() -> None:
-    axes = {(6, 1, 1): [1, 0, 0], (1, 4, 4): [0, 1, 1], (2, 2, 2): [1, 1, 1], (1, 1, 1): [1, 0, 0]}
+    """And to t always: segments follow each other along it."""
+    axes = {(6, 1, 1): [1, 0, 0], (1, 4, 4): [1, 1, 1], (2, 2, 2): [1, 1, 1], (1, 1, 1): [1, 0, 0]}
     for grid, expected in axes.items():
         assert UnimodalARConfig(modalities={"x": series(grid=grid)}).backbone.position_axes == expected
-    # Segments follow each other along t.
-    both = UnimodalARConfig(modalities={"x": series(grid=(1, 4, 4)), "label": label()})
-    assert both.backbone.position_axes == [1, 1, 1]
+
+
+def test_a_decoder_configuration_serves_several_models() -> None:
+    decoder = UnimodalARDecoderConfig(hidden_size=WIDTH, num_attention_heads=4)
+    first = UnimodalARConfig(backbone=decoder, modalities={"x": series(grid=(6, 1, 1))})
+    second = UnimodalARConfig(backbone=decoder, modalities={"x": series(grid=(1, 4, 4))})
+    assert decoder.position_axes is None
+    assert first.backbone.position_axes == [1, 0, 0] and second.backbone.position_axes == [1, 1, 1]
+
+
+def test_the_order_of_two_context_images_matters() -> None:
+    image = codes(grid=(1, 2, 2))
+    model = build({"image": image})
+    a, b, target = (Segment("image", torch.randint(0, 2, (4, 4)), (1, 2, 2)) for _ in range(3))
+    context = [segment.replace(target=False) for segment in (a, b)]
+    forth = model([*context, target]).element_losses["image"]
+    back = model([*context[::-1], target]).element_losses["image"]
+    assert (forth - back).abs().max() > 1e-4
+
+
+def test_a_table_of_positions_that_ends_says_so() -> None:
+    body = {**toy_backbones()["gpt2"], "n_positions": 5}
+    model = build({"x": series(grid=(6, 1, 1))}, backbone=body)
+    dim = series()["element"]["dim"]
+    with pytest.raises(ValueError, match="the sequence has 6 positions; a gpt2 backbone of this configuration has 5"):
+        model([Segment("x", torch.randn(1, 6, dim), (6, 1, 1))])
 
 
 # --- hosted bodies ----------------------------------------------------------------------------------------------------
@@ -455,3 +479,5 @@ def test_rms_norm_and_its_gradients_are_those_of_torch(dtype: torch.dtype) -> No
         torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
     with torch.no_grad():
         torch.testing.assert_close(norm(x), ours, rtol=tolerance, atol=tolerance)
+    if dtype == torch.float64:
+        assert torch.autograd.gradgradcheck(lambda x: norm(x), x)

@@ -301,8 +301,8 @@ def test_decoder_sizes_that_are_derived() -> None:
     ("grids", "axes"),
     [
         ([[6, 1, 1]], [1, 0, 0]),
-        ([[1, 4, 4]], [0, 1, 1]),
-        ([[1, 4, 4], [1, 1, 1]], [1, 1, 1]),  # several segments follow each other along t
+        ([[1, 4, 4]], [1, 1, 1]),  # segments follow each other along t
+        ([[1, 4, 4], [1, 1, 1]], [1, 1, 1]),
         ([[2, 4, 1]], [1, 1, 0]),
         ([[1, 1, 1]], [1, 0, 0]),
     ],
@@ -360,11 +360,22 @@ def test_all_wrong_keys_of_a_modality_are_told_at_once() -> None:
     assert all(part in message for part in ("'grids'", "series.start is 'x'", "'blok'"))
 
 
-@pytest.mark.parametrize("name", ["", "a.b"])
+@pytest.mark.parametrize("name", ["", "a.b", "values", "type", "training"])
 def test_modality_names(name: str) -> None:
     assert _message(modalities={name: SERIES}) == (
-        f"modality name is {name!r}; it must be a non-empty string without dots"
+        f"modality name is {name!r}; it must be a non-empty string without dots, and no attribute of a ModuleDict"
     )
+
+
+def test_what_cannot_be_looked_up_is_an_error_too() -> None:
+    assert "head.kind is []; known kinds are" in _message(modalities={"x": {**SERIES, "head": {"kind": []}}})
+    assert "modalities is a list; it must map names to options" in _message(modalities=[1])
+    assert "not a truth value" in _message(modalities={"x": {**SERIES, "layout": {"block": True}}})
+
+
+def test_a_first_block_that_is_given_cannot_be_random() -> None:
+    message = _message(modalities={"x": {**SERIES, "start": "none", "layout": {"order": "random"}}})
+    assert message.startswith("modalities.x.start is 'none' with the random order 'random'")
 
 
 @pytest.mark.parametrize(
@@ -395,7 +406,7 @@ def test_a_context_is_one_block_unless_it_says_otherwise() -> None:
     config = _config(modalities={"label": LABEL, "text": {**LABEL, "layout": {"block": 1}}, "series": SERIES})
     assert config.modality("label").layout.block == "whole"
     assert config.modality("text").layout.block == 1
-    assert config.modality("series").layout.block == 1
+    assert config.modality("series").layout.block is None  # the order's own
     assert config.modality("series").objective == {"kind": "next_block"}
     assert config.modality("label").objective is None
 

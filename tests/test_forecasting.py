@@ -56,6 +56,13 @@ def test_a_forecast_does_not_depend_on_its_batch(head: dict[str, Any], block: in
     np.testing.assert_allclose(together[:2], first_two, rtol=0, atol=1e-4)
 
 
+def test_a_forecast_does_not_depend_on_its_place() -> None:
+    forecaster, series = make(), waves(9, 20, 30)
+    there = forecaster.predict(series, 10, num_samples=3).samples
+    back = forecaster.predict(series[::-1], np.int64(10), num_samples=3).samples
+    np.testing.assert_allclose(there, back[::-1], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("horizon", [1, 3, 4, 7, 8, 30])
 def test_every_horizon_and_its_prefix(horizon: int) -> None:
     """The horizon is no multiple of anything, and a longer forecast begins with the shorter one."""
@@ -187,10 +194,18 @@ def test_gluonts_evaluates_the_predictor() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"horizon": 0}, r"horizon is 0; it must be a positive integer"),
-        ({"horizon": 2.5}, r"horizon is 2.5; it must be a positive integer"),
+        ({"horizon": 0}, r"horizon is 0; it must be an integer >= 1"),
+        ({"horizon": 2.5}, r"horizon is 2.5; it must be an integer >= 1"),
+        ({"batch_size": -1}, r"batch_size is -1; it must be an integer >= 1"),
+        ({"seed": 1.5}, r"seed is 1.5; it must be an integer"),
+        ({"num_sampels": 3}, r"predict has an unknown key 'num_sampels'"),
+        ({"quantile_levels": 0.5}, r"quantile_levels is 0.5; they must be numbers that increase strictly"),
+        ({"series": [np.array([1.0, np.inf])]}, r"series '0' is infinite at step 1"),
         ({"num_samples": 0}, r"num_samples is 0; it must be an integer >= 1"),
-        ({"quantile_levels": [0.9, 0.1]}, r"quantile_levels is \[0.9, 0.1\]; they must increase strictly inside"),
+        (
+            {"quantile_levels": [0.9, 0.1]},
+            r"quantile_levels is \[0.9, 0.1\]; they must be numbers that increase strictly",
+        ),
         ({"series": [np.full(9, np.nan)]}, r"series '0' has no observed value"),
         (
             {"series": [Series(np.ones(9), "x", known=np.ones((12, 1)))]},
@@ -239,5 +254,5 @@ def test_the_parts_must_fit() -> None:
             }
         },
     )
-    with pytest.raises(ValueError, match="forecasting needs raster order"):
+    with pytest.raises(ValueError, match="forecasting needs raster order and blocks of one size"):
         Forecaster(UnimodalARForGeneration(random), TimeSeriesAdapter(4))

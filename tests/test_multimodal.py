@@ -341,3 +341,15 @@ def _count(modality: dict) -> int:
 
 def _shape(modality: dict) -> tuple[int, int]:
     return _count(modality), modality["element"]["dim"]
+
+
+def test_values_that_cannot_be_are_refused() -> None:
+    model = build({"grid": codes(), "x": series()})
+    grid, x = torch.zeros(2, _count(codes()), dtype=torch.long), torch.zeros(2, *_shape(series()))
+    grid[1, 1], x[1, 0, 0] = 99, float("nan")
+    with pytest.raises(ValueError, match=r"values of 'grid' hold the code 99; codes must lie in 0\.\."):
+        model([Segment("grid", grid, tuple(codes()["grid"]))])
+    with pytest.raises(ValueError, match=r"values of 'x' are not finite in examples \[1\] of the batch"):
+        model([Segment("x", x, tuple(series()["grid"]))])
+    observed = x.isfinite()
+    assert model([Segment("x", x, tuple(series()["grid"]), observed=observed)]).loss.isfinite()

@@ -83,6 +83,7 @@ class HostedBackbone(nn.Module):
         """
         if conditioning is not None:
             raise ValueError("conditioning is given; a hosted backbone has no adaptive norms, the native decoder has")
+        self._check_length(len(inputs.pattern.block))
         embeds = inputs.embeds
         if self.coordinates is not None:
             embeds = embeds + self.coordinates(inputs.coords).to(embeds.dtype)
@@ -93,6 +94,16 @@ class HostedBackbone(nn.Module):
         # A cache passed with use_cache=False would be written all the same, so there is none unless it is wanted.
         arguments |= {cache_name: past_key_values, "use_cache": past_key_values is not None}
         return self.model(**arguments).last_hidden_state
+
+    def _check_length(self, length: int) -> None:
+        """A table of learned positions ends somewhere; rotary positions go on."""
+        config = self.model.config
+        longest = getattr(config, "max_position_embeddings", None)
+        if longest is not None and getattr(config, "rope_parameters", None) is None and length > longest:
+            raise ValueError(
+                f"the sequence has {length} positions; a {config.model_type} backbone of this configuration has "
+                f"{longest}"
+            )
 
     def _mask(self, inputs: Inputs) -> Any:
         pattern, config = inputs.pattern, self.model.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from dataclasses import field, fields
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .heads import HEADS
@@ -184,12 +186,15 @@ def _is_number(value: Any, least: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < math.inf
 
 
+Block = PositiveInt | Literal["row", "frame", "whole"] | list[PositiveInt] | dict[str, list[PositiveInt]] | None
+
+
 class LayoutOptions(Strict):
     """Order and blocks of a modality's elements (see `Layout.from_grid`). `seed` fixes the permutation that a random
     order uses outside training."""
 
     order: str = "raster"
-    block: PositiveInt | Literal["row", "frame", "whole"] | list[PositiveInt] | dict[str, list[PositiveInt]] | None = 1
+    block: Block = None
     seed: int = 0
 
     @field_validator("order")
@@ -202,6 +207,8 @@ class LayoutOptions(Strict):
     @field_validator("block", mode="before")
     @classmethod
     def _cell(cls, block: Any) -> Any:
+        if isinstance(block, bool):
+            raise ValueError("a block is a number, a list of sizes, a name or a cell, not a truth value")
         # JSON has no tuples: written as one, a cell would come back as a list of sizes.
         return {"cell": list(block)} if isinstance(block, tuple) else block
 
@@ -212,7 +219,7 @@ class ModalityOptions(Strict):
     Args:
         element: `{kind: discrete, vocab_size, codes}` or `{kind: continuous, dim}`.
         grid: the usual (T, H, W), the largest that is trained; other grids work where the layout allows.
-        layout: order and blocks. Default: raster with blocks of one; for a context, one bidirectional block.
+        layout: order and blocks. Default: raster order with its own blocks, of one; for a context, one block.
         objective: `{kind: next_block}`.
         head: `{kind: ...}` with the head's own keys.
         loss_weight: factor on this modality's element losses.
@@ -241,8 +248,9 @@ class ModalityOptions(Strict):
         if data.get("head") is None:
             if data.get("objective") is not None:
                 raise ValueError("has an objective but no head; a modality that is generated needs both")
-            if data.get("layout") is None:
-                data["layout"] = {"block": "whole"}
+            layout = data.get("layout") or {}
+            if isinstance(layout, dict) and "block" not in layout:
+                data["layout"] = {**layout, "block": "whole"}
         elif data.get("objective") is None:
             data["objective"] = {"kind": "next_block"}
         return {key: value for key, value in data.items() if not (key == "layout" and value is None)}
@@ -256,8 +264,10 @@ class ModalityOptions(Strict):
 
 def parse_modality(name: str, data: Any) -> ModalityOptions:
     """The checked options of modality `name`; raises ValueError naming each wrong key."""
-    if not isinstance(name, str) or not name or "." in name:
-        raise ValueError(f"modality name is {name!r}; it must be a non-empty string without dots")
+    if not isinstance(name, str) or not name or "." in name or name in dir(nn.ModuleDict()):
+        raise ValueError(
+            f"modality name is {name!r}; it must be a non-empty string without dots, and no attribute of a ModuleDict"
+        )
     options = parse(ModalityOptions, data, f"modalities.{name}")
     for key, registry in (("head", HEADS), ("objective", OBJECTIVES)):
         part = getattr(options, key)
@@ -267,6 +277,11 @@ def parse_modality(name: str, data: Any) -> ModalityOptions:
         raise ValueError(
             f"modalities.{name}.head.kind is {options.head['kind']!r}, a head for "
             f"{HEADS[options.head['kind']].element_kind} elements; the element is {options.element.kind}"
+        )
+    if ORDERS[options.layout.order].random and options.start == "none":
+        raise ValueError(
+            f"modalities.{name}.start is 'none' with the random order {options.layout.order!r}; the first block, which "
+            "must be given, has to be the same always"
         )
     if not ORDERS[options.layout.order].random:
         try:
@@ -279,7 +294,7 @@ def parse_modality(name: str, data: Any) -> ModalityOptions:
 def check_part(part: dict[str, Any], registry: dict[str, Any], where: str) -> Strict:
     """The options of a `{kind: ..., **options}` dictionary, checked by the class that `kind` names."""
     kind = part.get("kind")
-    if kind not in registry:
+    if not isinstance(kind, str) or kind not in registry:
         raise ValueError(f"{where}.kind is {kind!r}; known kinds are {sorted(registry)}")
     return parse(registry[kind].Options, {key: value for key, value in part.items() if key != "kind"}, where)
 
@@ -313,13 +328,14 @@ class UnimodalARConfig(StrictConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.modalities, dict):
+            raise ValueError(f"modalities is a {type(self.modalities).__name__}; it must map names to options")
         options = {name: parse_modality(name, data) for name, data in self.modalities.items()}
         self.modalities = {name: option.model_dump(mode="json") for name, option in options.items()}
         self.backbone = _backbone_config(self.backbone)
         if isinstance(self.backbone, UnimodalARDecoderConfig) and self.backbone.position_axes is None:
-            # An axis along which no grid extends would waste its channels; segments follow each other along t.
-            used = self.used_axes
-            self.backbone.position_axes = [float(used[0] or len(options) > 1 or not any(used)), *map(float, used[1:])]
+            # An axis along which no grid extends would waste its channels. Along t there are always segments.
+            self.backbone.position_axes = [1.0, *map(float, self.used_axes[1:])]
         super().__post_init__(**kwargs)
 
     @property
@@ -350,7 +366,7 @@ def _backbone_config(backbone: Any) -> PreTrainedConfig:
     if backbone is None:
         return UnimodalARDecoderConfig()
     if isinstance(backbone, PreTrainedConfig):
-        return backbone
+        return copy.deepcopy(backbone)  # it is completed by this model's needs; the caller's may serve another model
     if isinstance(backbone, str):
         return AutoConfig.from_pretrained(backbone)
     if not isinstance(backbone, dict):

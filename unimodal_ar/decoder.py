@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -23,31 +22,42 @@ from .masks import AttentionPattern, additive
 
 
 class _RMSNormFunction(torch.autograd.Function):
-    """y = x r w with r = (mean(x^2) + eps)^(-1/2), of which only x and r are kept for the backward pass."""
+    """y = x r w with r = (mean(x^2) + eps)^(-1/2). Only x and w are kept for the backward pass, which finds r again."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        r = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x, weight, r)
-        return (x * r).to(x.dtype) * weight
+    def forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return (x * _inverse_rms(x, eps)).to(x.dtype) * weight
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        x, weight, ctx.eps = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, r = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
+        r = _inverse_rms(x, ctx.eps)
         normed, scaled = x * r, grad * weight
         grad_weight = (grad * normed).flatten(0, -2).sum(0)
         grad_x = r * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+
+
 class RMSNorm(nn.RMSNorm):
-    """Root mean square norm (arXiv 1910.07467). On CUDA torch has a fused kernel; on the CPU it composes one out of
-    operations that each keep a tensor of the input's size for the backward pass, which this does not."""
+    """Root mean square norm (arXiv 1910.07467). On CUDA and under torch.compile torch has a fused kernel; elsewhere it
+    composes one out of operations that each keep a tensor of the input's size for the backward pass, and two more norms
+    per layer (QK-norm) then cost more memory than a Llama body takes. This keeps the input alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda or not torch.is_grad_enabled():
+        fused = x.is_cuda or torch.compiler.is_compiling()
+        if fused or x.dim() < 2 or x.dtype != self.weight.dtype or not torch.is_grad_enabled():
             return super().forward(x)
         return _RMSNormFunction.apply(x, self.weight, self.eps)
 

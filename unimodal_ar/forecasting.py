@@ -5,6 +5,8 @@ Shapes: B series, S sample paths, Q quantile levels, L steps of lookback, H step
 
 from __future__ import annotations
 
+import inspect
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +18,10 @@ from torch import Tensor
 
 from .adapters import AutoAdapter, Series, TimeSeriesAdapter, read_series, stack_series
 from .configuration import ModalityOptions
-from .heads import RegressionHead
+from .layout import ORDERS, Layout
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
-from .schema import ContinuousElement
+from .schema import ContinuousElement, unknown_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,12 +93,15 @@ def check_fit(adapter: TimeSeriesAdapter, options: ModalityOptions) -> int:
             f"the adapter makes patches of {patch} steps with {adapter.covariate_features} covariate features; the "
             f"model wants {dim} and {options.covariates}"
         )
-    order, block = options.layout.order, options.layout.block or 1
-    if order != "raster" or not isinstance(block, int):
+    layout = Layout.from_grid(options.grid, options.layout.order, options.layout.block)
+    sizes = layout.block_sizes
+    in_order = torch.equal(layout.index, torch.arange(len(layout))) and not ORDERS[options.layout.order].random
+    if not in_order or any(size != sizes[0] for size in sizes[1:-1]):
         raise ValueError(
-            f"layout of {adapter.modality!r} is {order!r} in blocks {block!r}; forecasting needs raster order in "
+            f"layout of {adapter.modality!r} is {options.layout.model_dump()}; forecasting needs raster order and "
             "blocks of one size"
         )
+    block = sizes[0]
     lookback = adapter.options.lookback or patch * block
     if lookback % (patch * block):
         raise ValueError(f"lookback is {lookback} steps; it must be a multiple of patch x block = {patch * block}")
@@ -170,7 +175,7 @@ class Forecaster:
     @property
     def is_point(self) -> bool:
         """Whether the head gives a single value and no spread."""
-        return isinstance(self.model.heads[self.adapter.modality], RegressionHead)
+        return cast(Any, self.model.heads[self.adapter.modality]).is_point
 
     def predict(
         self,
@@ -192,7 +197,7 @@ class Forecaster:
             horizon: H >= 1, any number of steps.
             quantile_levels: increasing, in (0, 1); None: 0.05 to 0.95.
             num_samples: S, sample paths per series, from which mean and quantiles are taken.
-            seed: path s of series i depends on (seed, i, s) alone, not on `batch_size` or on the other series.
+            seed: path s of a series depends on (seed, s) and the series alone, not on the others or on their order.
             temperature: 0 collapses the paths onto the centre.
             batch_size: series at a time; None: so many that there are about 1,000 paths.
             reading: for tables, the arguments of `read_series` (time, item, target, known, past, freq, on_irregular).
@@ -201,21 +206,17 @@ class Forecaster:
             ValueError: horizon < 1, a series of nothing but NaN, covariates that do not reach the horizon, quantiles
                 of a model that gives points; the message names the series.
         """
-        if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-            raise ValueError(f"horizon is {horizon!r}; it must be a positive integer, in steps")
-        if not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples!r}; it must be an integer >= 1")
+        horizon, num_samples = _count("horizon", horizon), _count("num_samples", num_samples)
         levels = self._levels(quantile_levels)
         items = self._read(series, horizon, reading)
         paths_each = 1 if self.is_point or temperature == 0 else num_samples
-        batch_size = batch_size or max(1, 1024 // paths_each)
-        samples = np.empty((len(items), paths_each, horizon))
+        batch_size = max(1, 1024 // paths_each) if batch_size is None else _count("batch_size", batch_size)
+        samples = np.full((len(items), paths_each, horizon), np.nan)
         # Series of about equal length share a batch, so that little is computed on padding.
         order = sorted(range(len(items)), key=lambda i: len(items[i].values))
         for start in range(0, len(items), batch_size):
             rows = order[start : start + batch_size]
-            numbers = torch.tensor([row * paths_each + s for row in rows for s in range(paths_each)])
-            noise = SampleNoise(seed, numbers.to(self.model.device))
+            noise = SampleNoise(seed, torch.arange(paths_each, device=self.model.device).repeat(len(rows)))
             samples[rows] = self._paths([items[row] for row in rows], horizon, paths_each, noise, temperature)
         quantiles = None if levels is None else np.quantile(samples, levels, axis=1).swapaxes(0, 1)
         return Forecast(samples.mean(1), quantiles, levels, samples, items)
@@ -227,18 +228,28 @@ class Forecaster:
                     f"quantile_levels is {list(levels)}; this model's head is a regression, which gives points only"
                 )
             return None
-        checked = tuple(LEVELS if levels is None else levels)
-        if not checked or list(checked) != sorted(set(checked)) or not 0 < checked[0] <= checked[-1] < 1:
-            raise ValueError(f"quantile_levels is {list(checked)}; they must increase strictly inside (0, 1)")
-        return checked
+        checked = np.asarray(LEVELS if levels is None else levels)
+        numbers = checked.ndim == 1 and checked.size > 0 and checked.dtype.kind in "fiu"
+        if not numbers or (np.diff(checked) <= 0).any() or not 0 < checked[0] <= checked[-1] < 1:
+            raise ValueError(
+                f"quantile_levels is {levels!r}; they must be numbers that increase strictly inside (0, 1)"
+            )
+        return tuple(checked.tolist())
 
     def _read(self, source: Any, horizon: int, reading: dict[str, Any]) -> list[Series]:
+        for name in reading:
+            legal = set(inspect.signature(read_series).parameters) - {"source"}
+            if name not in legal:
+                raise ValueError(unknown_key(name, legal, "predict"))
         ready = isinstance(source, list) and source and all(isinstance(item, Series) for item in source)
         items = source if ready else read_series(source, **reading)
         options = self.adapter.options
         for item in items:
             if np.isnan(item.values).all():
                 raise ValueError(f"series {item.item_id!r} has no observed value; it must have at least one")
+            if np.isinf(item.values).any():
+                step = int(np.isinf(item.values).argmax())
+                raise ValueError(f"series {item.item_id!r} is infinite at step {step}; mark missing values with NaN")
             for name, given, count in (
                 ("known", item.known, options.known_covariates),
                 ("past", item.past, options.past_covariates),
@@ -327,3 +338,14 @@ def _last(x: Tensor, length: int) -> Tensor:
     """The last `length` steps of [B, L, ...], filled up with NaN on the left."""
     missing = max(length - x.shape[1], 0)
     return torch.cat([x.new_full((x.shape[0], missing, *x.shape[2:]), torch.nan), x[:, -length:]], 1)
+
+
+def _count(name: str, value: Any) -> int:
+    """`value` as an int >= 1 (NumPy's too), or ValueError naming it."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be an integer >= 1")
+    return count

@@ -94,7 +94,7 @@ class Layout:
             ValueError: an empty grid, an unknown order, sizes that do not add up, a cell that does not divide the grid.
         """
         grid = check_grid(grid)
-        if order not in ORDERS:
+        if not isinstance(order, str) or order not in ORDERS:
             raise ValueError(f"order is {order!r}; known orders are {sorted(ORDERS)}")
         cell = _cell(block, grid)
         units = (grid[0] // cell[0], grid[1] // cell[1], grid[2] // cell[2])
@@ -179,7 +179,8 @@ def _cell(block: Block, grid: Grid) -> Grid:
     if isinstance(block, Mapping):
         if set(block) != {"cell"}:
             raise ValueError(f"block is {dict(block)!r}; as a mapping it must be {{'cell': [t, h, w]}}")
-        block = tuple(block["cell"])
+        cell = block["cell"]
+        block = tuple(cell) if isinstance(cell, Sequence) else (cell,)
     if not isinstance(block, tuple):
         return 1, 1, 1
     if len(block) != 3 or any(not isinstance(size, int) or size < 1 for size in block):

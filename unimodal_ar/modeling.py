@@ -24,7 +24,7 @@ from .layout import ORDERS, Layout, cached_layout
 from .objectives import OBJECTIVES, Objective
 from .objectives.base import TrainingPlan
 from .objectives.next_block import context_part, seen_before
-from .schema import DiscreteElement
+from .schema import ContinuousElement, DiscreteElement
 from .segment import Grid, Segment
 from .sequence import Cursor, Part
 
@@ -183,6 +183,8 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
                 f"values of {segment.modality!r} are {segment.values.dtype} of shape {list(shape)}; "
                 f"this model wants {kind}"
             )
+        if segment.values.device.type == "cpu":  # elsewhere looking would make the host wait for the device
+            _check_values(segment, element)
         features = 0 if segment.covariates is None else segment.covariates.shape[-1]
         if features != options.covariates:
             raise ValueError(
@@ -230,3 +232,26 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         loss = sum(self.options[name].loss_weight * value for name, value in sums.items()) / total
         means = {name: (value / counts[name].clamp(min=1e-12)).detach() for name, value in sums.items()}
         return UnimodalAROutput(loss=cast(Tensor, loss), losses=means, element_losses=element_losses)
+
+
+def _check_values(segment: Segment, element: DiscreteElement | ContinuousElement) -> None:
+    """Raises ValueError where an observed code is not in the vocabulary, or a number that is read is not finite."""
+    observed = segment.element_observed if segment.observed is None else segment.observed
+    observed = observed if observed.dim() == segment.values.dim() else observed[..., None]
+    if isinstance(element, DiscreteElement):
+        wrong = ((segment.values < 0) | (segment.values >= element.vocab_size)) & observed
+        if bool(wrong.any()):
+            raise ValueError(
+                f"values of {segment.modality!r} hold the code {int(segment.values[wrong][0])}; "
+                f"codes must lie in 0..{element.vocab_size - 1}"
+            )
+        return
+    for name, values, read in (("values", segment.values, observed), ("covariates", segment.covariates, None)):
+        wrong = torch.zeros(()) if values is None else ~values.isfinite()
+        wrong = wrong if read is None else wrong & read
+        if bool(wrong.any()):
+            rows = wrong.flatten(1).any(1).nonzero().flatten().tolist()
+            raise ValueError(
+                f"{name} of {segment.modality!r} are not finite in examples {rows[:5]} of the batch; "
+                "missing values are marked in observed"
+            )

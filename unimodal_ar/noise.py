@@ -6,6 +6,7 @@ generators needs a Python loop. Here draw k of sample i is a hash of (seed, i, k
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -43,6 +44,10 @@ class SampleNoise:
     """
 
     def __init__(self, seed: int, samples: Tensor) -> None:
+        try:
+            seed = operator.index(seed)
+        except TypeError:
+            raise ValueError(f"seed is {seed!r}; it must be an integer") from None
         base = _mix(torch.tensor(_signed(seed % (1 << 64)), device=samples.device))
         self.state = _mix(base ^ _mix(samples.long() * _GOLDEN + 1))
 

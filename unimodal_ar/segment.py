@@ -6,6 +6,7 @@ F covariate features.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,7 +20,7 @@ Grid = tuple[int, int, int]
 def check_grid(grid: Sequence[int]) -> Grid:
     """Returns `grid` as a (T, H, W) tuple of positive ints, or raises ValueError naming it."""
     try:
-        sizes = tuple(int(size) for size in grid)
+        sizes = tuple(operator.index(size) for size in grid)
     except TypeError:
         sizes = ()
     if len(sizes) != 3 or min(sizes) < 1:

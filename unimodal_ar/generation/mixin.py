@@ -164,6 +164,8 @@ class UnimodalARGenerationMixin:
             raise ValueError(f"target is {arguments['target']!r}; this model can generate {sorted(self.heads)}")
         changes = {name: arguments[name] for name in UnimodalARGenerationConfig._defaults}
         options = self.generation_config.updated(**changes)
+        for segment in arguments["context"]:
+            self.check_segment(segment.to(self.device))
         if options.guidance_scale != 1:
             guided = [s.modality for s in arguments["context"] if self.options[s.modality].null_probability > 0]
             if not guided:
@@ -176,7 +178,9 @@ class UnimodalARGenerationMixin:
     def _target(self: Any, arguments: dict[str, Any], context: list[Segment]) -> tuple[Segment, Layout, int]:
         """The segment to fill, its layout, and the number of known leading blocks."""
         name, given, options = arguments["target"], arguments["given"], self.options[arguments["target"]]
-        grid = arguments["grid"] or (options.grid if given is None else given.grid)
+        grid = arguments["grid"]
+        if grid is None:
+            grid = options.grid if given is None else given.grid
         grid = check_grid(grid)
         batch = context[0].batch_size if context else 1 if given is None else given.batch_size
         if given is None:

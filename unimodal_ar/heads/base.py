@@ -32,6 +32,7 @@ class Head(nn.Module):
     """
 
     Options: ClassVar[type[Strict]] = Strict  # the keys of the head's configuration besides `kind`
+    is_point: ClassVar[bool] = False  # it gives a single value without spread
     element_kind: ClassVar[str]  # the kind of element it describes: "discrete" or "continuous"
 
     proj: nn.Linear

@@ -35,6 +35,7 @@ class RegressionHead(ContinuousHead):
     "Robust estimation of a location parameter", 1964)."""
 
     Options = RegressionOptions
+    is_point = True
 
     def __init__(
         self, hidden_size: int, element: DiscreteElement | ContinuousElement, options: RegressionOptions

@@ -62,7 +62,8 @@ class NextBlock(Objective):
     ) -> Tensor:
         if steps is not None:
             raise ValueError(f"steps is {steps}; next-block prediction draws a block in one pass and takes no steps")
-        hidden = decoding.append([_positions(embedding, segment, layout, block, block + 1)])
+        inputs = embedding.next_inputs(segment.values, layout, block, segment.observed, segment.covariates)
+        hidden = decoding.append([_positions(embedding, segment, layout, block, block + 1, inputs)])
         return head.sample(hidden, **sampling)
 
 
@@ -71,10 +72,12 @@ def _first_block(embedding: Any) -> int:
     return 1 if embedding.start is None else 0
 
 
-def _positions(embedding: Any, segment: Segment, layout: Layout, first: int, last: int) -> Part:
-    """The predicting positions of blocks first..last-1."""
+def _positions(
+    embedding: Any, segment: Segment, layout: Layout, first: int, last: int, inputs: tuple[Tensor, Tensor] | None = None
+) -> Part:
+    """The predicting positions of blocks first..last-1, with their inputs where the embedding has made them already."""
     places = layout.block_range(first, last)
-    embeds, known = embedding.inputs(segment.values, layout, segment.observed, segment.covariates, places)
+    embeds, known = inputs or embedding.inputs(segment.values, layout, segment.observed, segment.covariates, places)
     coords, valid, lead = layout.source_coords[None, places], None, None
     if segment.observed is not None:
         coords = torch.where(known[..., None], coords, layout.coords[places])  # a start takes its target's place
