@@ -138,7 +138,7 @@ class AutoAdapter:
         if not isinstance(config, Mapping):
             raise ValueError(f"{where} is {config!r}; it must be a mapping with a 'kind'")
         kind = config.get("kind")
-        if kind not in ADAPTERS:
+        if kind not in list(ADAPTERS):  # a list, so that a kind of any type can be looked for
             raise ValueError(f"{where}.kind is {kind!r}; known kinds are {sorted(ADAPTERS)}")
         given = {key: value for key, value in config.items() if key != "kind"}
         options = parse(ADAPTERS[kind].Options, given, where)

@@ -65,12 +65,12 @@ def location_scale(x: Tensor, scaling: str, eps: float = 0.0) -> tuple[Tensor, T
     loc = loc.nan_to_num(nan=0.0)  # nothing observed
     if scale.isinf().any():
         raise ValueError(
-            f"values of series {first_index(scale.isinf(), 0)} overflow float64 when squared; rescale the data"
+            f"values of row {first_row(scale.isinf())} of the batch overflow float64 when squared; rescale the data"
         )
     is_constant = ~(scale > ROUNDING * loc.abs())  # also true of NaN
     return loc, scale.masked_fill(is_constant, 1.0)
 
 
-def first_index(mask: Tensor, dim: int) -> int:
-    """The first index along `dim` at which `mask` is anywhere True."""
-    return int(mask.nonzero()[:, dim].min())
+def first_row(mask: Tensor) -> int:
+    """The first row [B, ...] that is True anywhere."""
+    return int(mask.nonzero()[0, 0])

@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from .times import pandas_module, regular
+from .times import gluonts_start, pandas_module, regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +28,7 @@ SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One univariate series with its covariates.
+    """One univariate series with its covariates. Nothing in it is infinite.
 
     Args:
         values: [L] float64, L >= 1, NaN where missing.
@@ -41,7 +40,7 @@ class Series:
         past: [L, Q] float64, covariates of the values' own steps.
 
     Raises:
-        ValueError: a wrong shape; the message names the item.
+        ValueError: a wrong shape, an infinite value; the message names the item, and the step from 0 on.
     """
 
     values: np.ndarray
@@ -65,6 +64,13 @@ class Series:
                     f"{name} covariates of series {self.item_id!r} have shape {array.shape}; "
                     f"they must be [steps, features] with {more}{length} steps"
                 )
+        parts = (("", self.values), (" of its known covariates", self.known), (" of its past covariates", self.past))
+        for part, array in parts:
+            if array is not None and np.isinf(array).any():
+                step = np.argwhere(np.isinf(array))[0, 0]
+                raise ValueError(
+                    f"series {self.item_id!r} is infinite at step {step}{part}; mark missing values with NaN"
+                )
 
 
 def read_series(
@@ -84,7 +90,9 @@ def read_series(
 
     - a numpy array or torch tensor, [L] or [series, L], or a list of 1-D arrays of any lengths;
     - a GluonTS dataset: mappings with `target` ([L], or [C, L] which becomes C series), and optionally `start`
-      (pd.Period), `item_id`, `feat_dynamic_real` ([F, L + H], known) and `past_feat_dynamic_real` ([Q, L], past);
+      (pd.Period; or str, datetime or datetime64, with the frequency in `freq` here or in the entry, as a pandas period
+      alias such as "h" or "M"), `item_id`, `feat_dynamic_real` ([F, L + H], known) and `past_feat_dynamic_real`
+      ([Q, L], past);
     - a pandas DataFrame or Series, or the path of a .csv, .csv.gz or .parquet file. Long: with an item column, each
       item is a series of the target column. Wide: without one, each target column is a series. Several target
       columns in a long table give series named "item/column".
@@ -99,8 +107,8 @@ def read_series(
         target: one or several columns. None: wide, every column that has no other role (all must be numeric); long, the
             one named in TARGET_NAMES, or the only numeric one left.
         known: columns of covariates known ahead. past: columns of covariates known for the past only.
-        freq: a pandas offset alias for tables and arrays. None: inferred, by `pd.infer_freq` or else from the most
-            common difference.
+        freq: a pandas offset alias for tables and arrays, a period alias for GluonTS entries. None: inferred, by
+            `pd.infer_freq` or else from the most common difference.
         on_irregular: "error", or "resample": rows go to the nearest step of the regular grid that begins at the item's
             first time; rows that share a step are averaged, steps without a row are NaN (covariates too),
             of which there may be up to MAX_FILL for a row.
@@ -190,8 +198,6 @@ def _to_double(array: Any, name: str) -> np.ndarray:
 
 
 def _from_gluonts(entries: list[Mapping[str, Any]], freq: str | None) -> list[Series]:
-    if freq is not None:
-        raise ValueError(f"freq is {freq!r}, but the entries of a GluonTS dataset carry their own in 'start'")
     found: list[Series] = []
     for number, entry in enumerate(entries):
         name = str(entry.get("item_id", number))
@@ -201,8 +207,7 @@ def _from_gluonts(entries: list[Mapping[str, Any]], freq: str | None) -> list[Se
         if target.ndim not in (1, 2):
             raise ValueError(f"target of {name!r} has shape {target.shape}; it must be [L] or [C, L]")
         covariates = [_gluonts_features(entry, key, name) for key in ("feat_dynamic_real", "past_feat_dynamic_real")]
-        period = entry.get("start")
-        start, own_freq = (None, None) if period is None else (period.to_timestamp(), _period_freq(period.freqstr))
+        start, own_freq = gluonts_start(entry, name, freq)
         channels = [(name, target)] if target.ndim == 1 else [(f"{name}/{c}", row) for c, row in enumerate(target)]
         found += [Series(row, channel, start, own_freq, *covariates) for channel, row in channels]
     return found
@@ -211,14 +216,6 @@ def _from_gluonts(entries: list[Mapping[str, Any]], freq: str | None) -> list[Se
 def _gluonts_features(entry: Mapping[str, Any], key: str, name: str) -> np.ndarray | None:
     """[F, steps] -> [steps, F]."""
     return None if entry.get(key) is None else _to_double(entry[key], f"{key} of {name!r}").T
-
-
-@lru_cache(maxsize=64)
-def _period_freq(freq: str) -> str:
-    """The offset alias of the starts of periods: "M" of a period is "MS" of a timestamp, "W-SUN" is "W-MON"."""
-    pd = pandas_module()
-    # Ten, so that business days show their weekend.
-    return pd.infer_freq(pd.period_range("2000-01-03", periods=10, freq=freq).to_timestamp()) or freq
 
 
 # ---- tables

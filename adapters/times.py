@@ -1,7 +1,10 @@
-"""Timestamps of tables: their order, their frequency, and a regular grid where they have gaps."""
+"""Timestamps of tables: their order, their frequency, and a regular grid where they have gaps; starts of GluonTS."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import date
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,3 +121,41 @@ def _steps(times: pd.DatetimeIndex, offset: Any) -> tuple[np.ndarray, np.ndarray
     grid = pd.date_range(times[0] - offset, times[-1] + offset, freq=offset)
     steps = grid.get_indexer(times, method="nearest")
     return steps - steps[0], grid[steps] == times
+
+
+def gluonts_start(entry: Mapping[str, Any], name: str, freq: str | None) -> tuple[pd.Timestamp | None, str | None]:
+    """The time of a GluonTS entry's first value, None where it has none, and its offset alias."""
+    start = entry.get("start")
+    if start is None:
+        return None, freq
+    if not isinstance(start, pandas_module().Period):
+        start = _period(start, name, freq or entry.get("freq"))
+    elif freq is not None:
+        raise ValueError(f"freq is {freq!r}, but start of {name!r} is {start!r}, which carries its own; leave freq out")
+    return start.to_timestamp(), _period_freq(start.freqstr)
+
+
+def _period(start: Any, name: str, freq: Any) -> pd.Period:
+    """A start that is not a period yet, as one of `freq`."""
+    pd = pandas_module()
+    where = f"start of {name!r} is {start!r}"
+    try:
+        time = pd.Timestamp(start) if isinstance(start, (str, date, np.datetime64)) else pd.NaT
+    except ValueError:
+        time = pd.NaT
+    if time is pd.NaT or time.tz is not None:
+        raise ValueError(f"{where}; it must be a pd.Period, or a time without a time zone (str, datetime, datetime64)")
+    if freq is None:
+        raise ValueError(f"{where} and has no frequency; pass freq=, put 'freq' into the entry or make it a pd.Period")
+    try:
+        return pd.Period(time, freq=freq)
+    except (ValueError, TypeError):
+        raise ValueError(f"{where} with freq {freq!r}; freq must be a pandas period alias such as 'h' or 'M'") from None
+
+
+@lru_cache(maxsize=64)
+def _period_freq(freq: str) -> str:
+    """The offset alias of the starts of periods: "M" of a period is "MS" of a timestamp, "W-SUN" is "W-MON"."""
+    pd = pandas_module()
+    # Ten, so that business days show their weekend.
+    return pd.infer_freq(pd.period_range("2000-01-03", periods=10, freq=freq).to_timestamp()) or freq

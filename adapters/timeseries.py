@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from ..schema import parse
 from ..segment import Segment
 from .base import Adapter, AdapterOptions, register_adapter
-from .scaling import first_index, location_scale
+from .scaling import first_row, location_scale
 
 Array = ArrayLike | Tensor
 
@@ -278,7 +278,7 @@ class TimeSeriesAdapter(Adapter):
         if covariates.shape[1] != length:
             raise ValueError(f"{name} has {covariates.shape[1]} steps; it must have {length} ({what})")
         if covariates.isinf().any():
-            raise ValueError(f"{name} is infinite in feature {first_index(covariates.isinf(), 2)}; it must be finite")
+            raise ValueError(f"{name} is infinite in {_place(covariates.isinf())}; it must be finite")
         return covariates
 
     def _known_features(self, known: Tensor, past: int, future: int) -> Tensor:
@@ -316,7 +316,13 @@ def _check_known(known: Tensor, lookback: Tensor) -> None:
     ahead = torch.ones(len(known), known.shape[1] - begun.shape[1], dtype=torch.bool, device=begun.device)
     missing = known.isnan() & torch.cat([begun, ahead], 1)[..., None]
     if missing.any():
-        raise ValueError(f"known_covariates has NaN in feature {first_index(missing, 2)}; every step must be known")
+        raise ValueError(f"known_covariates has NaN in {_place(missing)}; every step must be known")
+
+
+def _place(mask: Tensor) -> str:
+    """The first True of [B, steps, features] in words."""
+    row, step, feature = mask.nonzero()[0].tolist()
+    return f"row {row} of the batch, step {step}, feature {feature}"
 
 
 def _batch(x: Array, name: str, legal: str) -> Tensor:
@@ -325,7 +331,9 @@ def _batch(x: Array, name: str, legal: str) -> Tensor:
     if tensor.dim() != 2 or tensor.shape[1] == 0:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {legal} (lists: stack_series)")
     if tensor.isinf().any():
-        raise ValueError(f"{name} is infinite in series {first_index(tensor.isinf(), 0)}; mark missing values with NaN")
+        raise ValueError(
+            f"{name} is infinite in row {first_row(tensor.isinf())} of the batch; mark missing values with NaN"
+        )
     return tensor
 
 
@@ -350,6 +358,6 @@ def _to_float(x: Tensor, name: str) -> Tensor:
     x = x.float().nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
     if x.isinf().any():
         raise ValueError(
-            f"{name} of series {first_index(x.isinf(), 0)} overflow float32 after scaling; rescale the data"
+            f"{name} of row {first_row(x.isinf())} of the batch overflow float32 after scaling; rescale the data"
         )
     return x

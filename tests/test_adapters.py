@@ -263,7 +263,7 @@ def test_known_covariates_may_be_missing_only_before_a_series_begins() -> None:
     for step in (2, 3):  # the series' only value, and its future
         broken = known.clone()
         broken[1, step, 0] = NAN
-        with pytest.raises(ValueError, match="known_covariates has NaN in feature 0; every step must be known"):
+        with pytest.raises(ValueError, match=f"has NaN in row 1 of the batch, step {step}, feature 0; every"):
             adapter.encode(past, horizon=1, known_covariates=broken)
 
 
@@ -304,10 +304,10 @@ PAST = torch.arange(6.0).view(2, 3)
         ({}, {"past": [[1.0, 2.0], [3.0]]}, "past has rows of unequal length; stack_series pads them"),
         ({}, {"past": np.array([["a", "b"]])}, "past has dtype <U1; it must be real numbers"),
         ({}, {"past": torch.zeros(1, 2, dtype=torch.complex64)}, "past has dtype torch.complex64"),
-        ({}, {"past": [[1.0, 2.0], [3.0, np.inf]]}, "past is infinite in series 1; mark missing values with NaN"),
-        ({}, {"past": [[1e200, -1e200]]}, "values of series 0 overflow float64 when squared"),
-        ({"scaling": "none"}, {"past": [[1.0, 1e39]]}, "past and future of series 0 overflow float32 after scaling"),
-        ({}, {"past": PAST, "future": [[1.0, -np.inf]] * 2}, "future is infinite in series 0"),
+        ({}, {"past": [[1.0, 2.0], [3.0, np.inf]]}, "past is infinite in row 1 of the batch; mark missing values"),
+        ({}, {"past": [[1e200, -1e200]]}, "values of row 0 of the batch overflow float64 when squared"),
+        ({"scaling": "none"}, {"past": [[1.0, 1e39]]}, "past and future of row 0 of the batch overflow float32"),
+        ({}, {"past": PAST, "future": [[1.0, -np.inf]] * 2}, "future is infinite in row 0 of the batch"),
         ({}, {"past": PAST, "future": [[1.0]]}, "future has 1 series; it must have 2 like past"),
         ({}, {"past": PAST, "future": torch.zeros(2, 0)}, r"future has shape \(2, 0\); it must be \[B, H\]"),
         ({}, {"past": PAST, "future": PAST, "horizon": 3}, "horizon is 3 and future is given too"),
@@ -333,13 +333,13 @@ PAST = torch.arange(6.0).view(2, 3)
         ),
         (
             {"known_covariates": 2},
-            {"past": PAST, "known_covariates": torch.tensor([0.0, np.inf]).expand(2, 3, 2)},
-            "known_covariates is infinite in feature 1",
+            {"past": PAST, "known_covariates": [[[0.0, 0.0]] * 3, [[0.0, 0.0], [0.0, np.inf], [0.0, 0.0]]]},
+            "known_covariates is infinite in row 1 of the batch, step 1, feature 1; it must be finite",
         ),
         (
             {"known_covariates": 2},
             {"past": PAST, "known_covariates": torch.tensor([0.0, NAN]).expand(2, 3, 2)},
-            "known_covariates has NaN in feature 1",
+            "known_covariates has NaN in row 0 of the batch, step 0, feature 1",
         ),
         (
             {"past_covariates": 1},
@@ -445,6 +445,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
             '{"adapters": {"s": {"kind": "timeserie"}}}',
             r"adapters\.s\.kind is 'timeserie'; known kinds are .*'timeseries'",
         ),
+        ('{"adapters": {"s": {"kind": ["timeseries"]}}}', r"adapters\.s\.kind is \['timeseries'\]; known kinds are"),
         (
             '{"adapters": {"s": {"kind": "timeseries", "patches": 4, "scaling": "x"}}}',
             r"patch.*field required.*unknown key 'patches'; did you mean 'patch'",

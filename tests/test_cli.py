@@ -104,9 +104,15 @@ def test_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]
         (["train", "nothing.yaml"], "recipe is 'nothing.yaml'; it must be a YAML file or one of the shipped"),
         (["train", "next_patch/temperature", "--set", "training.learning_rat=1"], "did you mean 'learning_rate'?"),
         (["train", "next_patch/temperature", "--set", "sed=1"], "did you mean 'seed'?"),
-        (["train", "next_patch/temperature", "--set", "data.known=[a]"], "data.known names 1 columns; adapters.series."),
+        (
+            ["train", "next_patch/temperature", "--set", "data.known=[a]"],
+            "data.known names 1 columns; adapters.series.",
+        ),
         (["train", "next_patch/temperature", "--set", "evaluation.horizons=[9999]"], "has a test part of 1008 steps"),
-        (["train", "next_patch/temperature", "--set", "adapters.series.lookback=300"], "multiple of patch x block = 24"),
+        (
+            ["train", "next_patch/temperature", "--set", "adapters.series.lookback=300"],
+            "multiple of patch x block = 24",
+        ),
         (["forecast", "calls.csv", "--model", "no", "--horizon", "3", "--out", "x.csv"], "holds no config.json"),
         (["forecast", "calls.csv", "--model", "no", "--horizon", "3", "--out", "x.txt"], "end in .parquet or .csv"),
     ],
@@ -121,12 +127,140 @@ def test_errors_are_one_sentence(
 
 
 def test_an_irregular_table_names_the_times(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("evaluation=null") == 0
+    assert train("evaluation=null", "data.on_irregular=error") == 0
     table().drop(index=[50, 51]).to_csv("gaps.csv", index=False)
     words = ["forecast", "gaps.csv", "--model", "model", "--horizon", "3", "--out", "out.csv"]
     assert main(words) == 2
     assert "2024-01-03 04:00" in capsys.readouterr().err and not Path("out.csv").exists()
     assert main([*words, "--on-irregular", "resample"]) == 0
+    recipe = Path("model/recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("on_irregular: error", "on_irregular: resample"))
+    assert main(words) == 0
+
+
+KNOWN = ["data.target=[calls]", "data.known=[price]", "adapters.series.known_covariates=1", "evaluation=null"]
+
+
+def with_price(future: int) -> pd.DataFrame:
+    """`table()` with a price that is known for `future` more hours."""
+    frame = table().set_index("time").reindex(pd.date_range("2024-01-01", periods=400 + future, freq="h", name="time"))
+    return frame.assign(price=np.arange(400.0 + future) % 7).reset_index()
+
+
+def forecast_of(file: str, *more: str) -> int:
+    words = ["--model", "model", "--horizon", "5", "--num-samples", "2", "--out", "out.csv"]
+    return main(["forecast", file, *words, *more])
+
+
+def test_forecasting_takes_the_roles_of_columns_from_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_price(0).to_csv("calls.csv", index=False)
+    assert train(*KNOWN) == 0
+    with_price(5).to_csv("ahead.csv", index=False)
+    assert forecast_of("ahead.csv") == 0
+    frame = pd.read_csv("out.csv")
+    assert set(frame["item_id"]) == {"calls"}
+    assert frame["timestamp"][0] == "2024-01-17 16:00:00"
+    expected = Forecaster.from_pretrained("model").predict("ahead.csv", 5, None, 2, target="calls", known="price")
+    np.testing.assert_allclose(frame["mean"], expected.mean[0], rtol=1e-6)
+
+    # Of another table with other names, the command line goes first and the recipe fills in the rest.
+    with_price(5).rename(columns={"calls": "visits"}).to_csv("other.csv", index=False)
+    capsys.readouterr()
+    assert forecast_of("other.csv") == 2
+    error = capsys.readouterr().err
+    assert "other.csv has no column 'calls', which target names" in error
+    assert "(--target, --known not given: as in model/recipe.yaml)" in error
+    assert forecast_of("other.csv", "--target", "visits") == 0
+    assert set(pd.read_csv("out.csv")["item_id"]) == {"visits"}
+    assert forecast_of("other.csv", "--target", "visits", "--known", "") == 2
+    assert "series 'visits' has 0 known covariates; this model was trained with 1" in capsys.readouterr().err
+
+
+def test_a_recipe_that_names_no_columns_leaves_them_to_be_found(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("evaluation=null") == 0
+    table().rename(columns={"calls": "visits", "time": "ds"}).to_csv("other.csv", index=False)
+    assert forecast_of("other.csv") == 0
+    assert set(pd.read_csv("out.csv")["item_id"]) == {"visits", "chats"}
+    Path("model/recipe.yaml").unlink()  # as beside a converted checkpoint
+    assert forecast_of("calls.csv") == 0
+    Path("model/recipe.yaml").write_text("data: {kind: series, horizon: 8, target: 3}")
+    assert forecast_of("calls.csv") == 2
+    assert "error: model/recipe.yaml: data.target is 3: input should be a valid list" in capsys.readouterr().err
+
+
+def test_a_broken_model_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("evaluation=null") == 0
+    capsys.readouterr()
+    config, weights = Path("model/config.json"), Path("model/model.safetensors")
+    document = json.loads(config.read_text())
+    document["backbone"]["hidden_size"] = 32
+    sentence = "--model is 'model', whose weights do not load"
+    for file, content in ((config, json.dumps(document).encode()), (weights, weights.read_bytes()[:-100])):
+        whole = file.read_bytes()
+        file.write_bytes(content)
+        assert forecast_of("calls.csv") == 2
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(told) == 1 and sentence in told[0] and "config.json must be whole" in told[0]
+        file.write_bytes(whole)
+    assert forecast_of("calls.csv") == 0
+
+
+def test_an_unusable_device_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("evaluation=null") == 0
+    for device in ("foo", "cuda:99", "meta", "hpu"):
+        capsys.readouterr()
+        assert forecast_of("calls.csv", "--device", device) == 2
+        assert f"error: --device is {device!r}; it must be one of ['cpu'" in capsys.readouterr().err
+    assert not Path("out.csv").exists()
+    assert forecast_of("calls.csv", "--device", "cpu") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--horizon", "0"], "--horizon is 0; it must be at least 1"),
+        (["--num-samples", "0"], "--num-samples is 0; it must be at least 1"),
+        (["--quantiles", "0.9,0.1"], "levels are [0.9, 0.1]; they must be a list that increases"),
+        (["--quantiles", "0.5", "--plot", "x.png"], "levels are [0.5]; no two enclose an interval"),
+        (["--plot", "x.foo"], "path 'x.foo' has the suffix '.foo'; it must be one of ["),
+        (["--plot", "nodir/x.png"], "--plot is 'nodir/x.png'; its folder 'nodir' must be there"),
+        (["--out", "nodir/x.csv"], "--out is 'nodir/x.csv'; its folder 'nodir' must be there"),
+        (["--out", "folder.csv"], "--out is 'folder.csv', which is a folder"),
+        (["--out", "calls.csv"], "--out is 'calls.csv', the table that is read"),
+    ],
+)
+def test_a_bad_request_is_told_before_the_model_is_looked_at(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    Path("folder.csv").mkdir()
+    assert forecast_of("calls.csv", *words) == 2  # there is no model
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+    assert sorted(file.name for file in folder.iterdir()) == ["calls.csv", "folder.csv"]
+
+
+def test_table_and_picture_appear_together_or_not_at_all(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train("evaluation=null") == 0
+    before = sorted(folder.iterdir())
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("unimodal_ar.evaluation.plots.plot_panels", fail)
+    assert forecast_of("calls.csv", "--plot", "out.png") == 2
+    assert "error: disk full" in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_binary_recipe_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.yaml").write_bytes(b"seed: 0\n\xff\x00")
+    for command in ("train", "recipes"):
+        assert main([command, "recipe.yaml"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: recipe 'recipe.yaml' is not") and "UTF-8" in error and error.count("\n") == 1
 
 
 def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:

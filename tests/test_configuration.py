@@ -331,7 +331,7 @@ def test_position_axes_follow_the_grids(grids: list[list[int]], axes: list[float
         ({"layout": {"block": "rows"}}, "modalities.series.layout.block is 'rows': "),
         ({"layout": {"block": [2, 2]}}, "modalities.series.layout: "),
         ({"layout": {"block": (4, 1, 1)}}, "modalities.series.layout: cell (4, 1, 1) does not divide grid (6, 1, 1)"),
-        ({"layout": {"block": {"cel": [1, 1, 1]}}}, "modalities.series.layout: block is {'cel': [1, 1, 1]}"),
+        ({"layout": {"block": {"cel": [1, 1, 1]}}}, "modalities.series.layout.block is {'cel': [1, 1, 1]}"),
         ({"loss_weight": -1}, "modalities.series.loss_weight is -1: "),
         ({"start": "zero"}, "modalities.series.start is 'zero': "),
         ({"covariates": -1}, "modalities.series.covariates is -1: "),
@@ -370,6 +370,9 @@ def test_modality_names(name: str) -> None:
 def test_what_cannot_be_looked_up_is_an_error_too() -> None:
     assert "head.kind is []; known kinds are" in _message(modalities={"x": {**SERIES, "head": {"kind": []}}})
     assert "modalities is a list; it must map names to options" in _message(modalities=[1])
+    assert "must be {'cell': [t, h, w]}" in _message(
+        modalities={"x": {**SERIES, "layout": {"order": "random", "block": {"cel": [1, 1, 1]}}}}
+    )
     assert "not a truth value" in _message(modalities={"x": {**SERIES, "layout": {"block": True}}})
 
 

@@ -441,6 +441,50 @@ def test_nothing_is_written_for_a_bad_path_or_no_panels(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# --- the GluonTS predictor
+
+
+def predict_gluonts(entries: list[dict[str, Any]]) -> list[Any]:
+    pytest.importorskip("gluonts")
+    from unimodal_ar import UnimodalARConfig, UnimodalARDecoderConfig, UnimodalARForGeneration
+    from unimodal_ar.adapters import TimeSeriesAdapter
+    from unimodal_ar.evaluation.gluonts import GluonTSPredictor
+    from unimodal_ar.forecasting import Forecaster
+
+    adapter = TimeSeriesAdapter(2, lookback=4)
+    modality = {"element": adapter.element, "grid": (3, 1, 1), "head": {"kind": "regression"}}
+    backbone = UnimodalARDecoderConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model = UnimodalARForGeneration(UnimodalARConfig(backbone=backbone, modalities={"series": modality}))
+    return list(GluonTSPredictor(Forecaster(model, adapter), 3).predict(entries))
+
+
+def test_the_gluonts_predictor_takes_none_and_one_entry():
+    pandas = pytest.importorskip("pandas")
+    assert predict_gluonts([]) == []
+    (found,) = predict_gluonts([{"start": pandas.Period("2024-01-01", "D"), "target": np.arange(4.0), "item_id": "a"}])
+    assert (found.samples.shape, str(found.start_date), found.item_id) == ((1, 3), "2024-01-05", "a")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"target": np.zeros((2, 4))},
+            r"target of 'm' has shape \(2, 4\); the predictor takes univariate series, \[L\]",
+        ),
+        ({"start": "2024-01-01", "freq": "D"}, "start of 'm' is '2024-01-01'; it must be a pd.Period"),
+    ],
+)
+def test_the_gluonts_predictor_refuses_what_it_cannot_predict(change, message):
+    pandas = pytest.importorskip("pandas")
+    good = {"start": pandas.Period("2024-01-01", "D"), "target": np.zeros(4), "item_id": "m"}
+    with pytest.raises(ValueError, match=message):
+        predict_gluonts([{**good, "item_id": "first"}, {**good, **change}])
+
+
+# --- pictures without matplotlib
+
+
 def test_without_matplotlib_a_picture_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install unimodal-ar\[demo\]"):

@@ -206,7 +206,11 @@ def test_gluonts_evaluates_the_predictor() -> None:
             {"quantile_levels": [0.9, 0.1]},
             r"quantile_levels is \[0.9, 0.1\]; they must be numbers that increase strictly",
         ),
-        ({"series": [np.full(9, np.nan)]}, r"series '0' has no observed value"),
+        ({"series": [np.full(9, np.nan)]}, r"series '0' has no observed value in its last 16 steps"),
+        (
+            {"series": [np.r_[np.ones(9), np.full(16, np.nan)]]},
+            r"no observed value in its last 16 steps, the model's look",
+        ),
         (
             {"series": [Series(np.ones(9), "x", known=np.ones((12, 1)))]},
             r"series 'x' has 1 known covariates; .* with 0",

@@ -428,12 +428,12 @@ def test_can_generate() -> None:
         (dict(target="y"), r"target is 'y'; this model can generate \['x'\]"),
         (dict(steps=4), r"steps is 4; next-block prediction draws a block in one pass and takes no steps"),
         (dict(steps=0), r"steps is 0; it must be an integer >= 1 or None"),
-        (dict(temperature=-1.0), r"temperature is -1.0; it must be >= 0"),
+        (dict(temperature=-1.0), r"temperature is -1.0; it must be a number >= 0"),
         (dict(num_samples=0), r"num_samples is 0; it must be an integer >= 1"),
         (dict(top_k=0), r"top_k is 0; it must be an integer >= 1"),
         (dict(top_p=0.0), r"top_p is 0.0; it must lie in \(0, 1\]"),
         (dict(top_p=1.5), r"top_p is 1.5; it must lie in \(0, 1\]"),
-        (dict(guidance_scale=-1.0), r"guidance_scale is -1.0; it must be >= 0"),
+        (dict(guidance_scale=-1.0), r"guidance_scale is -1.0; it must be a number >= 0"),
         (dict(grid=(0, 1, 1)), r"grid is \(0, 1, 1\); it must be three positive integers"),
         (dict(known_blocks=1), r"known_blocks is 1 without a given segment"),
         (dict(given=Segment("x", EVERY[:1], GRID), known_blocks=5), r"known_blocks is 5; the layout has 4 blocks"),
@@ -460,3 +460,32 @@ def test_unknown_generation_options_are_refused() -> None:
         ValueError, match=r"generation config has an unknown key 'temprature'; did you mean 'temperature'\?"
     ):
         UnimodalARGenerationConfig(temprature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"given": torch.zeros(1, 4)}, "given is a Tensor; it must be a Segment"),
+        ({"context": None}, "context is None; it must be a list of Segment"),
+        ({"generator": 5}, "generator is a int; it must be a torch.Generator"),
+        ({"guidance_scale": "2"}, "guidance_scale is '2'; it must be a number >= 0"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be a number >= 0"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(arguments: dict[str, Any], message: str) -> None:
+    model = build({"x": codes()})
+    with pytest.raises(ValueError, match=message):
+        model.generate(**{"context": [], "target": "x", **arguments})
+
+
+def test_segments_of_the_wrong_kind_are_named() -> None:
+    model = build({"x": codes(), "y": codes()})
+    n, grid = model.layout("x", tuple(codes()["grid"])).index.numel(), tuple(codes()["grid"])
+    one, two = (Segment(name, torch.zeros(b, n, dtype=torch.long), grid) for name, b in (("x", 2), ("y", 3)))
+    with pytest.raises(ValueError, match=r"segments have batches of .*; all must be of one size"):
+        model([one, two])
+    for wrong in (one, one.values, [one.values]):
+        with pytest.raises(ValueError, match="it must be a list of Segment"):
+            model(wrong)
+    with pytest.raises(ValueError, match="B >= 1"):
+        Segment("x", torch.zeros(0, n, dtype=torch.long), grid)

@@ -100,6 +100,27 @@ def test_a_series_checks_its_covariates(known: Any, past: Any, message: str) -> 
         Series(np.zeros(3), "x", known=known, past=past)
 
 
+@pytest.mark.parametrize(
+    ("column", "roles", "message"),
+    [
+        ("y", {}, "series 'b' is infinite at step 2; mark missing values with NaN"),
+        ("x", {"known": "x"}, "series 'b' is infinite at step 2 of its known covariates;"),
+        ("x", {"past": "x"}, "series 'b' is infinite at step 2 of its past covariates;"),
+    ],
+)
+def test_infinite_values_are_told_with_item_and_step(column: str, roles: dict[str, Any], message: str) -> None:
+    table = long_table().assign(x=1.0)
+    table.loc[6, column] = -np.inf  # the third row of item b in order of time
+    with pytest.raises(ValueError, match=message):
+        read_series(table, target="y", **roles)
+
+
+def test_a_column_of_nothing_but_nan_is_a_series_of_missing_values() -> None:
+    first, second = read_series(pd.DataFrame({"a": [1.0, 2.0], "b": [NAN, NAN]}))
+    assert (first.item_id, second.item_id) == ("a", "b")
+    np.testing.assert_array_equal(second.values, [NAN, NAN])
+
+
 # ---- GluonTS
 
 
@@ -143,6 +164,23 @@ def test_gluonts_periods_become_starts(period: str, start: str, freq: str) -> No
     assert list(times_of(series)) == list(expected)
 
 
+@pytest.mark.parametrize(
+    ("start", "freq", "expected"),
+    [
+        ("2024-02-15", "D", ("2024-02-15", "D")),
+        ("2024-02-15", "M", ("2024-02-01", "MS")),
+        (pd.Timestamp("2024-02-15 07:30"), "h", ("2024-02-15 07:00", "h")),
+        (np.datetime64("2024-02-15"), "W", ("2024-02-12", "W-MON")),
+    ],
+)
+def test_gluonts_starts_of_other_types_need_a_frequency(start: Any, freq: str, expected: tuple[str, str]) -> None:
+    entry = {"start": start, "target": np.zeros(5)}
+    for found in (read_series([entry], freq=freq), read_series([{**entry, "freq": freq}])):
+        assert (found[0].start, found[0].freq) == (pd.Timestamp(expected[0]), expected[1])
+    with pytest.raises(ValueError, match=r"start of '0' is .*2024-02-15.* and has no frequency; pass freq="):
+        read_series([entry])
+
+
 def test_gluonts_pandas_dataset_and_multivariate_target() -> None:
     frame = long_table().assign(ds=lambda table: pd.to_datetime(table.ds)).sort_values("ds")
     dataset = PandasDataset.from_long_dataframe(frame, item_id="item_id", timestamp="ds", target="y", freq="D")
@@ -172,7 +210,15 @@ def test_gluonts_pandas_dataset_and_multivariate_target() -> None:
             {},
             r"known covariates of series '0' have shape \(2, 1\)",
         ),
-        ({"target": np.zeros(3)}, {"freq": "h"}, "freq is 'h', but the entries of a GluonTS dataset carry their own"),
+        (
+            {"target": np.zeros(3), "start": pd.Period("2024-01-01", "D")},
+            {"freq": "h"},
+            r"freq is 'h', but start of '0' is Period\('2024-01-01', 'D'\), which carries its own",
+        ),
+        ({"target": np.zeros(3), "start": 3}, {"freq": "h"}, "start of '0' is 3; it must be a pd.Period, or a time"),
+        ({"target": np.zeros(3), "start": "soon"}, {"freq": "h"}, "start of '0' is 'soon'; it must be a pd.Period"),
+        ({"target": np.zeros(3), "start": "2024-01-01T00Z"}, {"freq": "h"}, "a time without a time zone"),
+        ({"target": np.zeros(3), "start": "2024-01-01"}, {"freq": "x"}, "with freq 'x'; freq must be a pandas period"),
         ({"target": np.zeros(3)}, {"known": "x"}, "name columns of tables; the source is of type list"),
     ],
 )

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import field, fields
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -209,6 +210,8 @@ class LayoutOptions(Strict):
     def _cell(cls, block: Any) -> Any:
         if isinstance(block, bool):
             raise ValueError("a block is a number, a list of sizes, a name or a cell, not a truth value")
+        if isinstance(block, dict) and set(block) != {"cell"}:
+            raise ValueError("as a mapping a block must be {'cell': [t, h, w]}")
         # JSON has no tuples: written as one, a cell would come back as a list of sizes.
         return {"cell": list(block)} if isinstance(block, tuple) else block
 
@@ -283,7 +286,7 @@ def parse_modality(name: str, data: Any) -> ModalityOptions:
             f"modalities.{name}.start is 'none' with the random order {options.layout.order!r}; the first block, which "
             "must be given, has to be the same always"
         )
-    if not ORDERS[options.layout.order].random:
+    with torch.random.fork_rng(devices=[]):  # a random order must not use up the caller's random numbers
         try:
             Layout.from_grid(options.grid, options.layout.order, options.layout.block)
         except ValueError as error:

@@ -245,8 +245,11 @@ class Forecaster:
         items = source if ready else read_series(source, **reading)
         options = self.adapter.options
         for item in items:
-            if np.isnan(item.values).all():
-                raise ValueError(f"series {item.item_id!r} has no observed value; it must have at least one")
+            if np.isnan(item.values[-self.lookback :]).all():
+                raise ValueError(
+                    f"series {item.item_id!r} has no observed value in its last {self.lookback} steps, the model's "
+                    "lookback; fill the gap or cut it off"
+                )
             if np.isinf(item.values).any():
                 step = int(np.isinf(item.values).argmax())
                 raise ValueError(f"series {item.item_id!r} is infinite at step {step}; mark missing values with NaN")

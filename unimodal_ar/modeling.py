@@ -135,6 +135,11 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             raise ValueError(
                 f"forward got the unknown arguments {sorted(unknown)}; it takes segments, num_items_in_batch"
             )
+        if isinstance(segments, (Segment, Tensor)) or not all(isinstance(segment, Segment) for segment in segments):
+            raise ValueError(f"segments is a {type(segments).__name__}; it must be a list of Segment")
+        if len({segment.batch_size for segment in segments}) > 1:
+            sizes = {segment.modality: segment.batch_size for segment in segments}
+            raise ValueError(f"segments have batches of {sizes}; all must be of one size")
         parts: list[Part] = []
         jobs: list[tuple[Segment, Layout, TrainingPlan, int]] = []
         for number, segment in enumerate(segments):

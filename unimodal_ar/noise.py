@@ -54,6 +54,9 @@ class SampleNoise:
     @classmethod
     def from_generator(cls, generator: torch.Generator | None, samples: Tensor) -> SampleNoise:
         """Takes a single number from `generator` (None: torch's global one) as the seed, whatever the batch size."""
+        if not isinstance(generator, torch.Generator | None):
+            kind = type(generator).__name__
+            raise ValueError(f"generator is a {kind}; it must be a torch.Generator, a SampleNoise or None")
         device = "cpu" if generator is None else generator.device
         seed = torch.randint(-(1 << 62), 1 << 62, (), generator=generator, device=device)
         return cls(int(seed), samples)

@@ -68,12 +68,12 @@ class Segment:
                 "discrete values must be torch.long, continuous ones floating point"
             )
         n = self.num_elements
-        legal = "[B, N, D]" if values.is_floating_point() else "[B, N] or [B, N, codes]"
+        legal = "[B, N, D] (codes are torch.long)" if values.is_floating_point() else "[B, N] or [B, N, codes]"
         dims = (3,) if values.is_floating_point() else (2, 3)
-        if values.dim() not in dims or values.shape[1] != n:
+        if values.dim() not in dims or values.shape[1] != n or values.shape[0] == 0:
             raise ValueError(
                 f"values of {self.modality!r} has shape {tuple(values.shape)}; "
-                f"with grid {self.grid} it must be {legal} with N = {n}"
+                f"with grid {self.grid} it must be {legal} with N = {n}, B >= 1"
             )
 
     def _check_observed(self) -> None:

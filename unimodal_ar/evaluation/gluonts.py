@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..adapters import read_series
@@ -37,9 +38,13 @@ class GluonTSPredictor(Predictor):
         """Yields a SampleForecast (samples [S, H]) per entry, in order; GluonTS's extra arguments have no meaning here.
 
         Raises:
-            ValueError: as `Forecaster.predict`.
+            ValueError: as `Forecaster.predict`; an entry that is not univariate or starts at no pd.Period.
         """
         entries = list(dataset)
+        if not entries:
+            return
+        for number, entry in enumerate(entries):
+            _check(entry, entry.get("item_id", number))
         forecast = self.forecaster.predict(
             read_series(entries), self.prediction_length, num_samples=self.num_samples, seed=self.seed
         )
@@ -48,3 +53,11 @@ class GluonTSPredictor(Predictor):
             yield SampleForecast(
                 samples=samples, start_date=start, item_id=entry.get("item_id"), info=entry.get("info")
             )
+
+
+def _check(entry: Mapping[str, Any], name: Any) -> None:
+    shape = np.shape(entry.get("target", ()))
+    if len(shape) != 1:
+        raise ValueError(f"target of {name!r} has shape {shape}; the predictor takes univariate series, [L]")
+    if not isinstance(entry.get("start"), pd.Period):
+        raise ValueError(f"start of {name!r} is {entry.get('start')!r}; it must be a pd.Period, as GluonTS makes it")

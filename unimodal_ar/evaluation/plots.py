@@ -20,6 +20,7 @@ from unimodal_ar.evaluation.forecast import check_levels, quantile_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from unimodal_ar.forecasting import Forecast
@@ -69,30 +70,34 @@ class Panel:
             raise ValueError("quantiles and levels must be given together")
         if self.levels is not None:
             self._check("quantiles", self.quantiles, (len(check_levels(self.levels)), horizon))
-            if not self.intervals():
-                raise ValueError(
-                    f"levels are {np.asarray(self.levels).tolist()}; no two enclose an interval, as 0.1 and 0.9 do"
-                )
+            self.intervals()
         self._check("actual", self.actual, (horizon,))
         self._check("timestamps", self.timestamps, (length + horizon,))
         self._check("samples", self.samples, (*np.asarray(self.samples).shape[:1], horizon))
 
     def intervals(self) -> list[float]:
         """Probabilities of the intervals to draw, outermost first: the available ones nearest to the preferred."""
-        if self.levels is None:
-            return []
-        levels = check_levels(self.levels)
-        available = [
-            round(1 - 2 * q, 9) for q in levels if q < 0.5 and np.isclose(levels, 1 - q, rtol=0, atol=1e-9).any()
-        ]
-        if not available:
-            return []
-        nearest = {min(available, key=lambda width: (round(abs(width - wish), 9), -width)) for wish in PREFERRED}
-        return sorted(nearest, reverse=True)
+        return [] if self.levels is None else intervals_of(self.levels)
 
     def _check(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
         if value is not None and np.shape(value) != shape:
             raise ValueError(f"{name} has shape {np.shape(value)}; history and forecast ask for {shape}")
+
+
+def intervals_of(levels: ArrayLike) -> list[float]:
+    """Probabilities of the intervals that a picture of quantiles at `levels` shows, outermost first.
+
+    Raises:
+        ValueError: the levels do not increase inside (0, 1), or no two of them enclose an interval.
+    """
+    checked = check_levels(levels)
+    available = [
+        round(1 - 2 * q, 9) for q in checked if q < 0.5 and np.isclose(checked, 1 - q, rtol=0, atol=1e-9).any()
+    ]
+    if not available:
+        raise ValueError(f"levels are {checked.tolist()}; no two enclose an interval, as 0.1 and 0.9 do")
+    nearest = {min(available, key=lambda width: (round(abs(width - wish), 9), -width)) for wish in PREFERRED}
+    return sorted(nearest, reverse=True)
 
 
 def forecast_panels(forecast: Forecast, most: int = 6, history: int | None = None) -> list[Panel]:
@@ -145,27 +150,36 @@ def plot_panels(path: str | Path, panels: Sequence[Panel], title: str | None = N
     """
     if not panels:
         raise ValueError("panels is empty; a picture needs at least one")
-    path = Path(path)
-    figure = _figure(panels, title)
-    legal = sorted(figure.canvas.get_supported_filetypes())
-    suffix = path.suffix.removeprefix(".").lower()
-    if suffix not in legal:
-        raise ValueError(f"path {str(path)!r} has the suffix {path.suffix!r}; it must be one of {legal}")
+    kind = picture_format(path)
     whole = io.BytesIO()
-    figure.savefig(whole, format=suffix, dpi=DPI)
-    path.write_bytes(whole.getvalue())
+    _figure(panels, title).savefig(whole, format=kind, dpi=DPI)
+    Path(path).write_bytes(whole.getvalue())
 
 
-def _figure(panels: Sequence[Panel], title: str | None) -> Figure:
+def picture_format(path: str | Path) -> str:
+    """The format that the suffix of `path` asks for, or the ValueError or ImportError of `plot_panels`."""
+    suffix = Path(path).suffix
+    legal = sorted(_matplotlib()[1].get_supported_filetypes())
+    if suffix.removeprefix(".").lower() not in legal:
+        raise ValueError(f"path {str(path)!r} has the suffix {suffix!r}; it must be one of {legal}")
+    return suffix.removeprefix(".").lower()
+
+
+def _matplotlib() -> tuple[type[Figure], type[FigureCanvasAgg]]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("a picture needs matplotlib: pip install unimodal-ar[demo]") from error
+    return Figure, FigureCanvasAgg
+
+
+def _figure(panels: Sequence[Panel], title: str | None) -> Figure:
+    new_figure, canvas = _matplotlib()
     columns = 1 if len(panels) <= 3 else 2
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(10, 4 if rows == 1 else 0.8 + 2.6 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(10, 4 if rows == 1 else 0.8 + 2.6 * rows), layout="constrained")
+    canvas(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, panel in zip(axes, panels, strict=False):
         _draw(axis, panel, dates=(3, 8) if columns == 1 else (2, 5))

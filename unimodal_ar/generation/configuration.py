@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import GenerationConfig
@@ -60,10 +61,10 @@ class UnimodalARGenerationConfig(GenerationConfig):
             raise ValueError(f"num_samples is {self.num_samples!r}; it must be an integer >= 1")
         if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
             raise ValueError(f"steps is {self.steps!r}; it must be an integer >= 1 or None")
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be >= 0")
-        if self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be >= 0")
+        for name in ("temperature", "guidance_scale"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value!r}; it must be a number >= 0")
 
     def updated(self, **changes: Any) -> UnimodalARGenerationConfig:
         """A copy in which every change that is not None holds."""

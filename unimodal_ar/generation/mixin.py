@@ -127,6 +127,9 @@ class UnimodalARGenerationMixin:
 
     def _start(self: Any, arguments: dict[str, Any]) -> _Job:
         """Checks the arguments and commits everything that is known to the cache."""
+        context = arguments["context"]
+        if not isinstance(context, (list, tuple)) or not all(isinstance(segment, Segment) for segment in context):
+            raise ValueError(f"context is {context!r}; it must be a list of Segment, [] for none")
         options = self._sampling_options(arguments)
         context = [segment.to(self.device) for segment in arguments["context"]]
         segment, layout, known = self._target(arguments, context)
@@ -179,8 +182,10 @@ class UnimodalARGenerationMixin:
         """The segment to fill, its layout, and the number of known leading blocks."""
         name, given, options = arguments["target"], arguments["given"], self.options[arguments["target"]]
         grid = arguments["grid"]
+        if given is not None and not isinstance(given, Segment):
+            raise ValueError(f"given is a {type(given).__name__}; it must be a Segment")
         if grid is None:
-            grid = options.grid if given is None else given.grid
+            grid = options.grid if given is None or given.modality != name else given.grid
         grid = check_grid(grid)
         batch = context[0].batch_size if context else 1 if given is None else given.batch_size
         if given is None:
