@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -260,3 +262,14 @@ def test_the_parts_must_fit() -> None:
     )
     with pytest.raises(ValueError, match="forecasting needs raster order and blocks of one size"):
         Forecaster(UnimodalARForGeneration(random), TimeSeriesAdapter(4))
+
+
+def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path: Path) -> None:
+    """transformers fills up what is missing with random numbers and only prints it."""
+    make().save_pretrained(tmp_path)
+    assert Forecaster.from_pretrained(tmp_path).predict(waves(9), 3, num_samples=2).mean.shape == (1, 3)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["backbone"]["num_hidden_layers"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"do not fit its config\.json: missing_keys"):
+        Forecaster.from_pretrained(tmp_path)

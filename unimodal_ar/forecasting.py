@@ -164,7 +164,14 @@ class Forecaster:
             raise ValueError(
                 f"adapter of {str(path)!r} is a {type(adapter).__name__}; forecasting needs a TimeSeriesAdapter"
             )
-        model: Any = UnimodalARForGeneration.from_pretrained(path, dtype=dtype or "auto")
+        loaded: Any = UnimodalARForGeneration.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True)
+        model, report = loaded
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[problem]:
+                raise ValueError(
+                    f"weights in {str(path)!r} do not fit its config.json: {problem} "
+                    f"{sorted(map(str, report[problem]))[:3]}"
+                )
         return cls(model.to(where), adapter)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:

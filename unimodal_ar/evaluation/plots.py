@@ -7,6 +7,7 @@ Shapes: L history steps, H horizon, Q quantile levels, S sample paths.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
@@ -207,18 +208,22 @@ def _draw(axis: Axes, panel: Panel, dates: tuple[int, int]) -> None:
     history = np.asarray(panel.history, dtype=np.float64)
     length, horizon = len(history), np.size(panel.forecast)
     steps = np.arange(1 - length, horizon + 1) if panel.timestamps is None else np.asarray(panel.timestamps)
-    future = steps[length:]
-    axis.plot(steps[:length], history, color=HISTORY, linewidth=1.1, label="history")
-    _draw_fan(axis, panel, future)
+    # Joined to the last observation: it is one curve, and the gap would look like missing data. This also shows the fan
+    # of a single step.
+    joins = bool(np.isfinite(history[-1]))
+    future = steps[length - joins :]
+    _line(axis, steps[:length], history, color=HISTORY, linewidth=1.1, label="history")
+    _draw_fan(axis, panel, future, history[length - joins :])
     if panel.samples is not None:
         paths = np.asarray(panel.samples, dtype=np.float64)
         for i, path in enumerate(paths):
+            path = np.concatenate([history[length - joins :], path])
             axis.plot(future, path, color=FORECAST, alpha=0.35, linewidth=0.6, label=None if i else "samples")
-    axis.plot(future, np.asarray(panel.forecast), color=FORECAST, linewidth=1.8, label="forecast")
+    forecast = np.concatenate([history[length - joins :], np.asarray(panel.forecast, dtype=np.float64)])
+    _line(axis, future, forecast, color=FORECAST, linewidth=1.8, label="forecast")
     if panel.actual is not None:
-        # Joined to the history: it is one curve, and the gap would look like missing data.
-        joined = np.concatenate([history[-1:], np.asarray(panel.actual, dtype=np.float64)])
-        axis.plot(steps[length - 1 :], joined, color=ACTUAL, linewidth=0.9, label="actual")
+        actual = np.concatenate([history[length - joins :], np.asarray(panel.actual, dtype=np.float64)])
+        _line(axis, future, actual, color=ACTUAL, linewidth=0.9, label="actual")
     axis.axvline(steps[length - 1], color="#999999", linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     _dress(axis, panel)
     if panel.timestamps is None:
@@ -227,12 +232,22 @@ def _draw(axis: Axes, panel: Panel, dates: tuple[int, int]) -> None:
         _label_dates(axis, getattr(steps[0], "tzinfo", None), dates)
 
 
-def _draw_fan(axis: Axes, panel: Panel, future: np.ndarray) -> None:
+def _line(axis: Axes, x: np.ndarray, y: np.ndarray, color: str, **style: Any) -> None:
+    """A line, with a dot for every value that has no neighbour to be joined to."""
+    axis.plot(x, y, color=color, **style)
+    seen = np.pad(np.isfinite(y), 1)
+    lone = seen[1:-1] & ~seen[:-2] & ~seen[2:]
+    axis.plot(x[lone], y[lone], color=color, linestyle="none", marker="o", markersize=3)
+
+
+def _draw_fan(axis: Axes, panel: Panel, future: np.ndarray, last: np.ndarray) -> None:
+    """`last`: the last observation, [1], if the fan is to begin there, else empty."""
     if panel.quantiles is None or panel.levels is None:
         return
     for width, color in zip(panel.intervals(), FANS, strict=False):
         lower, upper = (quantile_at(panel.quantiles, panel.levels, 0.5 + side * width / 2) for side in (-1, 1))
         assert lower is not None and upper is not None
+        lower, upper = np.concatenate([last, lower]), np.concatenate([last, upper])
         axis.fill_between(future, lower, upper, color=color, linewidth=0, label=f"{100 * width:.3g} % interval")
 
 
@@ -244,7 +259,8 @@ def _dress(axis: Axes, panel: Panel) -> None:
     axis.tick_params(color="#999999", labelsize=9)
     axis.margins(x=0.01)
     if panel.title is not None:
-        axis.set_title(panel.title, loc="left", fontsize=11)
+        # Names are data: a dollar sign is no formula.
+        axis.set_title(textwrap.shorten(panel.title, 60), loc="left", fontsize=11, parse_math=False)
 
 
 def _label_dates(axis: Axes, zone: tzinfo | None, dates: tuple[int, int]) -> None:
