@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from unimodal_ar import Segment, UnimodalARConfig, UnimodalARForGeneration
 from unimodal_ar.adapters import Series, TimeSeriesAdapter
 from unimodal_ar.forecasting import Forecaster
-from unimodal_ar.recipes.train import train
+from unimodal_ar.recipes.train import main, train
+from unimodal_ar.training import UnimodalARTrainer, arguments
 from unimodal_ar.training.data import SeriesData, SeriesOptions, WindowDataset
 from unimodal_ar.training.recipe import Resolved, load_recipe, shipped_recipes
 
@@ -365,7 +368,15 @@ def test_exponents_without_a_dot_are_numbers(text: str, value: Any, tmp_path: Pa
         ("=3", "override is '=3'; it must be written a.b=value"),
         ("a..b=3", "override is 'a..b=3'; it must be written a.b=value"),
         ("seed.x=3", "override is 'seed.x=3'; 'seed' holds a value, not a section"),
-        ("data.known=[a", "override is 'data.known=[a'; '[a' is not YAML"),
+        (
+            "data.known=[a",
+            "override is 'data.known=[a'; '[a' is not YAML: expected ',' or ']', but got '<stream end>' in line 1",
+        ),
+        (
+            "data={kind: a, kind: b}",
+            "override is 'data={kind: a, kind: b}'; '{kind: a, kind: b}' is not YAML: key 'kind' of line 1 stands "
+            "again in line 1",
+        ),
     ],
 )
 def test_overrides_that_are_none(override: str, expected: str, tmp_path: Path) -> None:
@@ -456,7 +467,33 @@ def test_unknown_keys_of_the_model(level: list[str], expected: str, tmp_path: Pa
         ({"data": {"kind": "series", "path": "x.csv", "horizon": 0}}, "data.horizon is 0: "),
         ({"training": {"seed": 1}}, "training.seed is set; the recipe's own key seed governs everything"),
         ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast'; it must be a number"),
-        ({"training": {"output_dir": "x"}}, "training has an unknown key 'output_dir'"),
+        ({"training": {"learning_rate": None}}, "training.learning_rate is None; it must be a number"),
+        ({"training": {"max_steps": 1.5}}, "training.max_steps is 1.5; it must be an integer"),
+        ({"training": {"bf16": "yes please"}}, "training.bf16 is 'yes please'; it must be true or false"),
+        (
+            {"training": {"eval_strategy": "steps", "eval_steps": "abc"}},
+            "training.eval_steps is 'abc'; it must be a number",
+        ),
+        (
+            {"training": {"eval_strategy": "sometimes"}},
+            "training: sometimes is not a valid IntervalStrategy, please select one of ['no', 'steps', 'epoch']",
+        ),
+        ({"training": {"save_strategy": "no"}}, "training: --load_best_model_at_end requires the save and eval"),
+        (
+            {"training": {"accelerator_config": {"x": 1}}},
+            "training: AcceleratorConfig.__init__() got an unexpected keyword argument 'x'",
+        ),
+        (
+            {"training": {"resume_from_checkpoint": 3}},
+            "training.resume_from_checkpoint is 3; it must be true (the last checkpoint), the path of a checkpoint, or",
+        ),
+        ({"training": {"eval_strategy": False}, "early_stopping": 2}, "training.eval_strategy is 'no'"),
+        (
+            {"data": {"kind": "series", "path": "x.csv", "horizon": 8, "on_irregular": "ignore"}},
+            "data.on_irregular is 'ignore': input should be 'error' or 'resample'",
+        ),
+        ({"model": {"modalities": {"series": {}}}}, "modalities.series has no head; the data are its series"),
+        ({"training": {"output_dir": "x"}}, "training.output_dir is set; the recipe's own key output_dir governs"),
         ({"training": {"warmup_ratio": 0.1}}, "training has an unknown key 'warmup_ratio'"),
         ({"seed": -1}, "recipe.seed is -1: "),
         (
@@ -480,6 +517,162 @@ def test_arguments_of_the_house_give_way_to_the_recipe(tmp_path: Path) -> None:
     assert arguments.save_strategy == "steps" and arguments.save_steps == 2  # or the best could not be kept
     assert arguments.load_best_model_at_end and arguments.metric_for_best_model == "eval_loss"
     assert arguments.greater_is_better is False and arguments.remove_unused_columns is False
+
+
+def test_a_bare_no_is_a_strategy(tmp_path: Path) -> None:
+    """YAML 1.1 reads `no` as false, which TrainingArguments would not take."""
+    document = load_recipe(_write(tmp_path, _document(tmp_path)), ["training.eval_strategy=no"])
+    assert document["training"]["eval_strategy"] is False
+    arguments = Resolved(document).training_arguments(tmp_path)
+    assert arguments.eval_strategy == arguments.save_strategy == "no" and not arguments.load_best_model_at_end
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("do_train", "do_eval", "do_predict", "push_to_hub", "hub_model_id", "label_names", "remove_unused_columns"),
+        *("include_for_metrics", "prediction_loss_only", "metric_for_best_model", "neftune_noise_alpha"),
+    ],
+)
+def test_arguments_without_effect_are_refused(key: str, tmp_path: Path) -> None:
+    message = f"training.{key} is set; it has no effect here, so leave it out"
+    assert _problems(_document(tmp_path, training={key: True})) == message
+
+
+def test_the_keys_without_effect_exist() -> None:
+    """Else they would be refused with the wrong sentence, or a new name of theirs accepted."""
+    assert arguments._WITHOUT_EFFECT <= {field.name for field in fields(TrainingArguments)}
+
+
+def test_typos_in_every_section_are_told_at_once(tmp_path: Path) -> None:
+    """Each section is looked at whatever is wrong with the others."""
+    document = _document(tmp_path, evaluation={"horizons": [4], "stride": 1, "season": 1, "strid": 1})
+    document["adapters"]["series"]["pach"] = 4
+    document["data"]["horizn"] = 8
+    document["training"] |= {"learning_rat": 1, "max_steps": "many"}
+    document["model"]["backbone"] = {"model_type": "llama", "hidden_size": "abc"}
+    document["model"]["modalities"]["series"] |= {"hed": 1, "head": {"kind": "regression", "los": "mse"}}
+    document["model"]["modalities"]["label"] = {"element": {"kind": "discrete", "vocab_size": 2}, "gird": [1, 1, 1]}
+    message = _problems(document)
+    for expected in (
+        "recipe.evaluation has an unknown key 'strid'; did you mean 'stride'?",
+        "adapters.series has an unknown key 'pach'; did you mean 'patch'?",
+        "data has an unknown key 'horizn'; did you mean 'horizon'?",
+        "training has an unknown key 'learning_rat'; did you mean 'learning_rate'?",
+        "training.max_steps is 'many'; it must be an integer",
+        "model.backbone.hidden_size is 'abc': expected int, got str",
+        "modalities.series has an unknown key 'hed'; did you mean 'head'?",
+        "modalities.series.head has an unknown key 'los'; did you mean 'loss'?",
+        "modalities.label has an unknown key 'gird'; did you mean 'grid'?",
+        "modalities.label.grid: field required",
+    ):
+        assert message.count(expected) == 1, expected
+    # Nothing is said of what is only missing because the adapter could not be built.
+    assert "modalities.series.element" not in message and "modalities.series.grid" not in message
+
+
+@pytest.mark.parametrize("name", ["adapters", "data"])
+def test_a_broken_section_leaves_no_false_complaints(name: str, tmp_path: Path) -> None:
+    """What an adapter or the data settle is not missed, nor is a layout judged on a grid that is not known."""
+    document = _document(tmp_path)
+    document["model"]["modalities"]["series"]["layout"] = {"block": [2, 3]}
+    (document["data"] if name == "data" else document["adapters"]["series"])["x"] = 1
+    message = _problems(document)
+    assert message.count(";") == 1 and "has an unknown key 'x'" in message
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ({"model_type": "llama", "hidden_size": "abc"}, "model.backbone.hidden_size is 'abc': expected int, got str"),
+        (
+            {"model_type": "llama", "hidden_size": 10, "num_attention_heads": 3},
+            "model.backbone: The hidden size (10) is not a multiple of the number of attention heads (3).",
+        ),
+        ({"model_type": "lama"}, "model.backbone.model_type is 'lama'; it must be 'unimodal_ar_decoder' or a"),
+        (
+            {"model_type": "unimodal_ar_decoder", "hidden_size": "abc"},
+            "model.backbone: hidden_size is 'abc'; it must be a positive integer",
+        ),
+    ],
+)
+def test_backbones_that_cannot_be(backbone: Any, expected: str, tmp_path: Path) -> None:
+    document = _document(tmp_path)
+    document["model"]["backbone"] = backbone
+    assert _problems(document).startswith(expected)
+
+
+def test_a_backbone_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no such file,\nnor name")
+
+    monkeypatch.setattr("unimodal_ar.configuration.AutoConfig.from_pretrained", fail)
+    document = _document(tmp_path)
+    document["model"]["backbone"] = "no/where"
+    assert _problems(document) == "model.backbone is 'no/where', which cannot be loaded: no such file, nor name"
+
+
+def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
+    """PyYAML lets the last one win."""
+    path = tmp_path / "twice.yaml"
+    path.write_text("seed: 1\ntraining:\n  max_steps: 1\n  bf16: true\n  max_steps: 2\n")
+    with pytest.raises(ValueError, match=r"is not YAML: key 'max_steps' of line 3 stands again in line 5$"):
+        load_recipe(path)
+    path.write_text("a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}\ne: {b: 4}\n")  # a merged key may be overridden
+    assert load_recipe(path) == {"a": {"b": 1, "c": 2}, "d": {"b": 3, "c": 2}, "e": {"b": 4}}
+
+
+def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"seed: \xff")
+    with pytest.raises(ValueError, match=r"recipe.yaml' is not UTF-8 text at byte 6; it must be a YAML file"):
+        load_recipe(path)
+
+
+# The resolved recipe
+
+BODIES: dict[str, dict[str, Any]] = {
+    "native": {"model_type": "unimodal_ar_decoder", "hidden_size": 8, "num_attention_heads": 2},
+    "llama": {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8},
+    "gpt2": {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1},
+}
+HEADS_BY_NAME = {"regression": {}, "quantile": {}, "mixture": {"components": 2}}
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("head", HEADS_BY_NAME)
+def test_the_resolved_recipe_is_the_same_recipe(body: str, head: str, tmp_path: Path) -> None:
+    """Written to YAML and read again it parses strictly, resolves to itself, and builds the same model."""
+    evaluation = {"horizons": [4], "stride": 4, "season": 2}
+    document = _document(tmp_path, evaluation=evaluation)
+    document["model"]["backbone"] = BODIES[body]
+    document["model"]["modalities"]["series"]["head"] = {"kind": head, **HEADS_BY_NAME[head]}
+    first = Resolved(document)
+    again = Resolved(load_recipe(_write(tmp_path, first.document)))
+    assert again.document == first.document
+    assert again.config.backbone.to_dict() == first.config.backbone.to_dict()
+    assert again.recipe.evaluation == first.recipe.evaluation and again.data.options == first.data.options
+    one, other = (x.training_arguments(tmp_path).to_dict() for x in (first, again))
+    assert one == other
+
+
+def test_the_resolved_recipe_leaves_nothing_to_defaults(tmp_path: Path) -> None:
+    document = _document(tmp_path, evaluation={"horizons": [4], "stride": 4, "season": 2})
+    document["training"]["resume_from_checkpoint"] = True
+    resolved = Resolved(document).document
+    modality = resolved["model"]["modalities"]["series"]
+    assert modality["element"] == {"kind": "continuous", "dim": 4} and modality["grid"] == [5, 1, 1]
+    assert modality["covariates"] == 0 and modality["objective"] == {"kind": "next_block"}
+    assert modality["head"]["loss"] == "mse"
+    assert resolved["model"]["backbone"].keys() >= {"norm", "dropout", "rope_theta", "intermediate_size"}
+    assert resolved["adapters"]["series"]["scaling"] == "standard"
+    assert resolved["data"]["stride"] == 1 and resolved["data"]["min_lookback"] is None
+    assert resolved["evaluation"]["num_samples"] == 100 and resolved["early_stopping"] == 0
+    training = resolved["training"]
+    assert training.items() >= document["training"].items() - {("resume_from_checkpoint", True)}
+    assert (training["weight_decay"], training["lr_scheduler_type"], training["max_grad_norm"]) == (0.1, "cosine", 1.0)
+    assert training["eval_strategy"] == training["save_strategy"] == "epoch" and training["load_best_model_at_end"]
+    assert "resume_from_checkpoint" not in training and "fsdp" not in training
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -569,3 +762,196 @@ def test_a_recipe_with_an_error_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="steps to train on"):
         train(document)
     assert not (tmp_path / "run").exists()
+
+
+def _corrupt(tmp_path: Path, **rows: Any) -> dict[str, Any]:
+    """A recipe with an evaluation, whose series has these values at these steps ("a_b" for steps a to b - 1)."""
+    document = _document(tmp_path, evaluation={"horizons": [4], "stride": 4, "season": 2, "num_samples": 2})
+    table = pd.read_csv(document["data"]["path"])
+    for steps, value in rows.items():
+        start, stop = map(int, steps.strip("_").split("_"))
+        table.loc[start : stop - 1, "y"] = value
+    table.to_csv(document["data"]["path"], index=False)
+    return document
+
+
+def _cannot_be_trained(document: dict[str, Any], expected: str) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=r".") as caught:
+            train(document, dry_run=dry_run)
+        assert expected in str(caught.value)
+        assert not Path(document["output_dir"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "value", "expected"),
+    [
+        ("_0_60", np.nan, "series 'y' has no observed value in its training part, steps 0 to 31"),
+        ("_0_32", np.nan, "series 'y' has no observed value in its training part, steps 0 to 31"),
+        ("_36_48", np.nan, "evaluation of horizon 4: series 'y': nothing is observed in the 12 steps before 48"),
+        ("_48_60", np.nan, "no observed value"),
+        ("_40_41", np.inf, "series 'y' is infinite at step 40"),
+        ("_0_60", 0, "is 0"),
+    ],
+)
+def test_data_that_cannot_be_evaluated_are_told_before_training(
+    steps: str, value: float, expected: str, tmp_path: Path
+) -> None:
+    _cannot_be_trained(_corrupt(tmp_path, **{steps: value}), expected)
+
+
+def test_a_validation_part_without_values_cannot_choose_a_model(tmp_path: Path) -> None:
+    document = {**_corrupt(tmp_path, _32_48=np.nan), "evaluation": None}
+    _cannot_be_trained(document, "no series has an observed value in its validation part; choose another split")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"season": 32}, "series 'y': season is 32; it must be at least 1 and below the history's length 32"),
+        ({"horizons": [4, 13]}, "evaluation of horizon 13: series 'y' has a test part of 12 steps"),
+        ({"season": 16}, "series 'y': history leaves 13 errors at some lead time; the outermost level needs 19"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_told_before_training(
+    changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    document = _document(tmp_path, evaluation={"horizons": [4], "stride": 4, "season": 2, **changes})
+    if "errors" in expected:  # of which only a head with quantiles asks for many
+        document["model"]["modalities"]["series"]["head"] = {"kind": "quantile"}
+    _cannot_be_trained(document, expected)
+
+
+def test_known_covariates_must_be_known(tmp_path: Path) -> None:
+    """The adapter would say so, in the middle of an epoch and without the series' name."""
+    tide = np.arange(float(STEPS))
+    tide[[0, 20]] = np.nan
+    path = _csv(tmp_path, tide=tide)
+    table = pd.read_csv(path)
+    table.loc[0, "y"] = np.nan  # before the series begins, nothing need be known
+    table.to_csv(path, index=False)
+    with pytest.raises(ValueError, match="series 'y' has no known covariates at step 20; every step from"):
+        _data(path, {"known_covariates": 1}, known=["tide"]).train()
+
+
+# Going on, and over
+
+
+def _steps_recipe(tmp_path: Path, **training: Any) -> dict[str, Any]:
+    document = _document(tmp_path)
+    document["training"] |= {
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_total_limit": 3,
+        **training,
+    }
+    document["training"]["load_best_model_at_end"] = False
+    return document
+
+
+def _interrupt(folder: Path) -> None:
+    """Leaves what is there when a training of 6 steps is killed while it writes its last checkpoint."""
+    for file in [path for path in folder.iterdir() if path.is_file()]:
+        file.unlink()
+    (folder / "checkpoints/checkpoint-6/trainer_state.json").unlink()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_training_goes_on_from_its_checkpoint(named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = train(_steps_recipe(tmp_path))
+    assert folder is not None
+    expected = _weights(folder)
+    _interrupt(folder)
+    given = str(folder / "checkpoints/checkpoint-4") if named else True
+    begun: list[Any] = []
+    original = UnimodalARTrainer.train
+
+    def resume(self: UnimodalARTrainer, **given: Any) -> Any:
+        begun.append(given)
+        return original(self, **given)
+
+    monkeypatch.setattr(UnimodalARTrainer, "train", resume)
+    train(_steps_recipe(tmp_path, resume_from_checkpoint=given))
+    assert begun == [{"resume_from_checkpoint": str(folder / "checkpoints/checkpoint-4")}]
+    for name, weight in _weights(folder).items():
+        torch.testing.assert_close(weight, expected[name])
+    assert "resume_from_checkpoint" not in yaml.safe_load((folder / "recipe.yaml").read_text())["training"]
+
+
+def test_checkpoints_that_are_not_there(tmp_path: Path) -> None:
+    for given, expected in (
+        (True, "training.resume_from_checkpoint is true, but "),
+        ("nowhere", "training.resume_from_checkpoint is 'nowhere', which holds no trainer_state.json"),
+    ):
+        _cannot_be_trained(_steps_recipe(tmp_path, resume_from_checkpoint=given), expected)
+
+
+def test_checkpoints_of_an_earlier_training_are_not_mixed_in(tmp_path: Path) -> None:
+    """A resumption would take the one of the most steps for its own."""
+    folder = train(_steps_recipe(tmp_path))
+    assert folder is not None
+    _interrupt(folder)
+    with pytest.raises(ValueError, match="holds checkpoints of an earlier training; go on from the last one by"):
+        train(_steps_recipe(tmp_path, max_steps=2))
+    train(_steps_recipe(tmp_path, max_steps=2), overwrite=True)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-2"]
+
+
+def test_overwriting_leaves_nothing_of_the_old_model(tmp_path: Path) -> None:
+    evaluation = {"horizons": [4], "stride": 4, "season": 2, "num_samples": 2}
+    folder = train(_document(tmp_path, evaluation=evaluation))
+    assert folder is not None
+    (folder / "model-00001-of-00002.safetensors").touch()
+    (folder / "model.safetensors.index.json").touch()
+    (folder / "notes.txt").touch()
+    train(_document(tmp_path), overwrite=True)
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    written = {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "recipe.yaml"}
+    assert names == written | {"notes.txt"}
+
+
+def test_a_failure_while_overwriting_leaves_no_complete_looking_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = train(_document(tmp_path))
+    assert folder is not None
+    original, moved = os.replace, []
+
+    def fail(source: Any, target: Any) -> None:
+        if Path(target).parent == folder:
+            moved.append(Path(target).name)
+            if len(moved) == 2:
+                raise OSError("disk full")
+        original(source, target)
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        train(_document(tmp_path), overwrite=True)
+    assert len(moved) == 2 and not (folder / "config.json").exists()
+
+
+def test_a_training_that_fails_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = train(_document(tmp_path))
+    assert folder is not None
+    before = _weights(folder)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(UnimodalARTrainer, "train", fail)
+    with pytest.raises(RuntimeError):
+        train(_document(tmp_path, seed=9), overwrite=True)
+    assert all(torch.equal(weight, before[name]) for name, weight in _weights(folder).items())
+
+
+def test_the_launched_module_tells_errors_as_the_command_line_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full or read-only disk is an OSError."""
+    (tmp_path / "run").write_text("a file where the folder should be")
+    recipe = _write(tmp_path, _document(tmp_path))
+    monkeypatch.setattr("sys.argv", ["train", str(recipe)])
+    with pytest.raises(SystemExit, match=r"^error: \[Errno"):
+        main()

@@ -228,11 +228,13 @@ def test_eval_loss_appears_and_does_not_depend_on_the_batch_size(batch: int, tmp
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_loss_by_modality_is_logged(tmp_path: Path) -> None:
-    """Trap 9.5: a log entry per modality, next to the sum that the Trainer knows."""
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (1, 8)])
+def test_loss_by_modality_is_logged(batch: int, accumulation: int, tmp_path: Path) -> None:
+    """Trap 9.5: a log entry per modality, next to the sum that the Trainer knows, however the batch is cut."""
     examples = [_nested(i, n) for i, n in enumerate(UNEQUAL)]
     model = _model(**NESTED)
-    trainer = _trainer(model, tmp_path, examples, max_steps=2, learning_rate=0.0)
+    cut: dict[str, Any] = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    trainer = _trainer(model, tmp_path, examples, max_steps=2, learning_rate=0.0, **cut)
     trainer.train()
     expected = _model(**NESTED).train()(**collate_segments(examples)).losses
     for name in ("series", "grid"):
@@ -509,8 +511,8 @@ def test_a_model_without_the_file_has_the_defaults(tmp_path: Path) -> None:
         ({"max_length": 5}, "generation config has an unknown key 'max_length'"),
         ({"num_samples": 0}, "num_samples is 0; it must be an integer >= 1"),
         ({"steps": 0}, "steps is 0; it must be an integer >= 1 or None"),
-        ({"temperature": -1}, "temperature is -1; it must be >= 0"),
-        ({"guidance_scale": -2}, "guidance_scale is -2; it must be >= 0"),
+        ({"temperature": -1}, "temperature is -1; it must be a number >= 0"),
+        ({"guidance_scale": -2}, "guidance_scale is -2; it must be a number >= 0"),
     ],
 )
 def test_generation_config_rejects(values: dict[str, Any], expected: str) -> None:

@@ -5,7 +5,8 @@ Shapes: W windows (forecast origins), L steps of lookback, H steps of horizon, Q
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,45 +31,110 @@ def rolling_evaluation(
     num_samples: int = 100,
     seed: int = 0,
 ) -> Rows:
-    """Metrics of the model, of repeat-last and of seasonal-naive on the same windows.
-
-    Every origin from `test_start` on, `stride` steps apart, whose horizon fits. The baselines' quantiles are those of
-    their own errors on the training part, centred on the point; MASE is scaled by the seasonal naive error there.
-
-    Args:
-        series: their whole length.
-        train_stop, test_start: per series, in steps; what comes before `train_stop` was trained on.
+    """Metrics of the model, of repeat-last and of seasonal-naive on the same windows; see `RollingEvaluation`.
 
     Returns:
         method -> metric -> value, see `evaluate`; pooled over series and windows.
     """
-    seen = max(forecaster.lookback, season)  # by the baselines
-    names = {
-        "unimodal_ar": None,
-        "repeat last": repeat_last,
-        f"seasonal naive ({season})": partial(seasonal_naive, season=season),
-    }
-    collected: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in names}
-    targets, scales = [], []
-    for item, train, test in zip(series, train_stop, test_start, strict=True):
-        past, future = rolling_windows(item.values, min(seen, test), horizon, start=test, stride=stride)
-        history = item.values[:train]
-        targets.append(future)
-        scales.append(np.full(len(future), float(seasonal_naive_error(history, season))))
-        for name, method in names.items():
-            forecast = (
-                _model(forecaster, item, test, len(future), horizon, stride, num_samples, seed)
-                if method is None
-                else _baseline(method, history, past, horizon, forecaster.is_point)
-            )
-            collected[name].append(forecast)
-    target, scale = np.concatenate(targets), np.concatenate(scales)
-    rows = {}
-    for name, forecasts in collected.items():
+    rolling = RollingEvaluation(series, train_stop, test_start, horizon, stride, season, forecaster.lookback)
+    model = rolling.model(forecaster, num_samples, seed)
+    return {"unimodal_ar": model, **rolling.baselines(forecaster.is_point)}
+
+
+class RollingEvaluation:
+    """Forecasts from every origin from `test_start` on, `stride` steps apart, whose horizon fits.
+
+    MASE is scaled by the seasonal naive error of the training part. What is wrong with the data is found when this is
+    made and by `baselines`, both of which are cheap; so both belong before a training.
+
+    Args:
+        series: their whole length.
+        train_stop, test_start: per series, in steps; what comes before `train_stop` was trained on.
+        horizon, stride, season: in steps.
+        lookback: steps that the model sees; the baselines see a season at least.
+
+    Raises:
+        ValueError: no window fits, a season that is not shorter than the training part, a window before which nothing
+            was observed; the message names the series.
+    """
+
+    def __init__(
+        self,
+        series: Sequence[Series],
+        train_stop: Sequence[int],
+        test_start: Sequence[int],
+        horizon: int,
+        stride: int,
+        season: int,
+        lookback: int,
+    ) -> None:
+        self.horizon, self.stride, self.season = horizon, stride, season
+        self.items = list(zip(series, train_stop, test_start, strict=True))
+        self.pasts: list[np.ndarray] = []
+        targets, scales = [], []
+        for item, train, test in self.items:
+            with _naming(item):
+                seen = min(max(lookback, season), test)
+                past, future = rolling_windows(item.values, seen, horizon, start=test, stride=stride)
+                scale = float(seasonal_naive_error(item.values[:train], season))
+                empty = np.flatnonzero(np.isnan(past[:, -lookback:]).all(1))
+                if len(empty):
+                    raise ValueError(f"nothing is observed in the {lookback} steps before {test + empty[0] * stride}")
+            self.pasts.append(past)
+            targets.append(future)
+            scales.append(np.full(len(future), scale))
+        self.target, self.scale = np.concatenate(targets), np.concatenate(scales)
+
+    def baselines(self, point_only: bool) -> Rows:
+        """Metrics of repeat-last and of seasonal-naive.
+
+        Args:
+            point_only: no quantiles. Else they are those of the baseline's own errors on the training part, centred on
+                the point.
+
+        Raises:
+            ValueError: a training part too short for the quantiles, a target without a forecast; the message names the
+                series or the method.
+        """
+        methods: dict[str, Callable[..., np.ndarray]] = {
+            "repeat last": repeat_last,
+            f"seasonal naive ({self.season})": partial(seasonal_naive, season=self.season),
+        }
+        rows = {}
+        for name, method in methods.items():
+            forecasts = []
+            for (item, train, _), past in zip(self.items, self.pasts, strict=True):
+                with _naming(item):
+                    forecasts.append(_baseline(method, item.values[:train], past, self.horizon, point_only))
+            try:
+                rows[name] = self._evaluate(forecasts)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return rows
+
+    def model(self, forecaster: Forecaster, num_samples: int = 100, seed: int = 0) -> dict[str, float]:
+        """Metrics of the model, which must see `lookback` steps."""
+        return self._evaluate(
+            [
+                _model(forecaster, item, test, len(past), self.horizon, self.stride, num_samples, seed)
+                for (item, _, test), past in zip(self.items, self.pasts, strict=True)
+            ]
+        )
+
+    def _evaluate(self, forecasts: list[tuple[np.ndarray, np.ndarray | None]]) -> dict[str, float]:
         points = np.concatenate([point for point, _ in forecasts])
-        quantiles = None if forecaster.is_point else np.concatenate([q for _, q in forecasts if q is not None])
-        rows[name] = evaluate(target, points, quantiles, None if quantiles is None else LEVELS, scale)
-    return rows
+        found = [quantiles for _, quantiles in forecasts if quantiles is not None]
+        quantiles, levels = (np.concatenate(found), LEVELS) if found else (None, None)
+        return evaluate(self.target, points, quantiles, levels, self.scale)
+
+
+@contextmanager
+def _naming(item: Series) -> Iterator[None]:
+    """Lets errors say which series they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"series {item.item_id!r}: {error}") from None
 
 
 def window(item: Series, origin: int, horizon: int, lookback: int) -> Series:

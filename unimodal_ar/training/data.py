@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch.utils.data import Dataset
 
 from ..adapters import Adapter, Series, TimeSeriesAdapter, read_series, stack_series
+from ..adapters.series import OnIrregular
 from ..configuration import UnimodalARConfig
 from ..forecasting import check_fit
 from ..schema import Strict
@@ -48,7 +49,7 @@ class SeriesOptions(DataOptions):
     known: list[str] = []
     past: list[str] = []
     freq: str | None = None
-    on_irregular: str = "error"
+    on_irregular: OnIrregular = "error"
     horizon: PositiveInt
     stride: PositiveInt = 1
     validation_stride: PositiveInt | None = None
@@ -129,7 +130,10 @@ class SeriesData:
 
     def check_model(self, config: UnimodalARConfig) -> None:
         """Raises ValueError where the model could not forecast the windows it would be trained on."""
-        check_fit(self.adapter, config.modality(self.options.modality))
+        name = self.options.modality
+        if config.modality(name).head is None:
+            raise ValueError(f"modalities.{name} has no head; the data are its series, so it needs one to be trained")
+        check_fit(self.adapter, config.modality(name))
 
     @property
     def series(self) -> list[Series]:
@@ -161,7 +165,13 @@ class SeriesData:
     def validation(self) -> WindowDataset:
         """Windows whose horizon lies in the validation part."""
         stride = self.options.validation_stride or self.adapter.options.patch
-        return self._windows(lambda split: (split.validation - self.lookback, split.test), stride, None)
+        dataset = self._windows(lambda split: (split.validation - self.lookback, split.test), stride, None)
+        if not dataset.windows:
+            raise ValueError(f"no window of {self.options.horizon} steps fits the validation part; lengthen it")
+        splits = [(series.values, self.split(series)) for series in self.series]
+        if all(np.isnan(values[split.validation : split.test]).all() for values, split in splits):
+            raise ValueError("no series has an observed value in its validation part; choose another split")
+        return dataset
 
     def _windows(self, part: Any, stride: int, min_lookback: int | None) -> WindowDataset:
         windows = []
@@ -170,21 +180,33 @@ class SeriesData:
             start, stop = part(self.split(series))
             first = max(start, 0) + (shortest if start >= 0 else self.lookback)
             windows += [(number, origin) for origin in range(first, stop - self.options.horizon + 1, stride)]
-        if not windows:
-            raise ValueError(f"no window of {self.options.horizon} steps fits the validation part; lengthen it")
         return WindowDataset(self, windows, min_lookback)
 
     def _prepared(self, series: Series) -> Series:
-        if not self.options.standardise and self.options.stop is None:
-            return series
         split = self.split(series)
         values = series.values[: split.stop]
+        known = None if series.known is None else series.known[: split.stop]
+        past = None if series.past is None else series.past[: split.stop]
+        _check(Series(values, series.item_id, known=known, past=past), split)
         if self.options.standardise:
             train = values[: split.validation]
             values = (values - np.nanmean(train)) / (np.nanstd(train) or 1.0)
-        known = None if series.known is None else series.known[: split.stop]
-        past = None if series.past is None else series.past[: split.stop]
         return Series(values, series.item_id, series.start, series.freq, known, past)
+
+
+def _check(series: Series, split: Split) -> None:
+    """Raises ValueError, before anything is trained, for what nobody could learn or the adapter could not encode."""
+    observed = np.flatnonzero(~np.isnan(series.values))
+    if not len(observed) or observed[0] >= split.validation:
+        raise ValueError(
+            f"series {series.item_id!r} has no observed value in its training part, steps 0 to {split.validation - 1}"
+        )
+    unknown = np.zeros(0) if series.known is None else np.flatnonzero(np.isnan(series.known[observed[0] :]).any(1))
+    if len(unknown):
+        raise ValueError(
+            f"series {series.item_id!r} has no known covariates at step {observed[0] + unknown[0]}; every step from "
+            "the first observed value on must be known"
+        )
 
 
 class WindowDataset(Dataset):

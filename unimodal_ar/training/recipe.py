@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field, NonNegativeInt, PositiveInt
 from transformers import TrainingArguments
 
 from ..adapters import ADAPTERS, Adapter, AutoAdapter
-from ..configuration import UnimodalARConfig, UnimodalARDecoderConfig
-from ..schema import Strict, parse, unknown_key
+from ..configuration import ModalityOptions, UnimodalARConfig, UnimodalARDecoderConfig, check_part, parse_modality
+from ..heads import HEADS
+from ..objectives import OBJECTIVES
+from ..schema import Strict, parse
+from . import arguments
 from .data import DATA, DataOptions
 
 PACKAGE = "unimodal_ar.recipes"
 
+# What transformers saves of a configuration that says where it came from, not what is built from it.
+_NOT_OF_THE_BODY = {"architectures", "transformers_version", "_name_or_path"}
+
+_PARTS: dict[str, dict[str, Any]] = {"head": HEADS, "objective": OBJECTIVES}  # of a modality, each of many kinds
+
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number. (YAML 1.1 wants a dot, 1.0e-3, and hands out a string otherwise.)"""
+    """Reads 1e-3 as a number (YAML 1.1 wants a dot, 1.0e-3, and hands out a string otherwise), and refuses a key that
+    stands twice in a mapping (PyYAML takes the last, though YAML forbids it)."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in lines:
+                problem = f"key {key.value!r} of line {lines[key.value]} stands again"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            lines[key.value if isinstance(key, yaml.ScalarNode) else key] = key.start_mark.line + 1
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -82,7 +100,7 @@ class Resolved:
     """A recipe whose parts are built and known to fit each other.
 
     Attributes:
-        recipe: the schema; `document` is the same as plain data, ready to be saved.
+        recipe: the schema.
         adapters: by modality.
         data: the source of examples.
         config: of the model.
@@ -90,44 +108,43 @@ class Resolved:
 
     def __init__(self, document: dict[str, Any]) -> None:
         problems: list[str] = []
-        recipe = _collect(problems, lambda: parse(Recipe, document, "recipe"))
+        recipe = _collect(problems, parse, Recipe, document, "recipe")
         # Sections are looked at one by one even where the whole is wrong, so that all of it is told.
-        sections = {name: _section(document, name) for name in ("adapters", "data", "training")}
-        adapters = _collect(problems, lambda: _adapters(sections["adapters"]))
-        options = _collect(problems, lambda: _data_options(sections["data"]))
-        _collect(problems, lambda: _check_training(sections["training"]))
-        ready = recipe and adapters and options
-        data = _collect(problems, lambda: DATA[recipe.data["kind"]](options, adapters)) if ready else None
-        config = _collect(problems, lambda: _config(recipe, adapters, data)) if data else None
+        sections = {name: _section(document, name) for name in ("model", "adapters", "data", "training")}
+        adapters = _collect(problems, _adapters, sections["adapters"])
+        options = _collect(problems, _data_options, sections["data"])
+        problems += arguments.check(sections["training"] or {})
+        kind = DATA[document["data"]["kind"]] if adapters and options else None
+        data = _collect(problems, kind, options, adapters) if kind else None
+        _check_model(problems, sections, adapters, data)
+        if recipe and recipe.early_stopping and arguments.merged(recipe.training)["eval_strategy"] == "no":
+            problems.append(f"early_stopping is {recipe.early_stopping} evaluations; training.eval_strategy is 'no'")
+        config = None if problems else _collect(problems, _config, recipe, adapters, data)
         if problems:
             raise ValueError("; ".join(problems))
         self.recipe: Recipe = recipe
         self.adapters: dict[str, Adapter] = adapters
         self.data: Any = data
         self.config: UnimodalARConfig = cast(UnimodalARConfig, config)
-        self.document = document
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """A recipe as plain data that trains the same model again, even where defaults have changed: everything that
+        was derived or left to a default of ours is written out. (How the training was resumed is not part of it.)"""
+        config = self.config.to_diff_dict()
+        body = {key: value for key, value in config["backbone"].items() if key not in _NOT_OF_THE_BODY}
+        if body.get("dtype") is None:
+            body.pop("dtype", None)
+        return self.recipe.model_dump(mode="json") | {
+            "model": {"backbone": body, "modalities": {k: _filled(v) for k, v in config["modalities"].items()}},
+            "adapters": {name: {"kind": adapter.kind, **adapter.config()} for name, adapter in self.adapters.items()},
+            "data": {"kind": self.recipe.data["kind"], **self.data.options.model_dump(mode="json")},
+            "training": arguments.merged(self.recipe.training),
+        }
 
     def training_arguments(self, output_dir: Path, **changes: Any) -> TrainingArguments:
         """The recipe's arguments over the house's defaults."""
-        defaults = {
-            "seed": self.recipe.seed,
-            "report_to": "none",
-            "eval_strategy": "epoch",
-            "logging_strategy": "epoch",
-            "save_total_limit": 2,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-            "load_best_model_at_end": True,
-            "lr_scheduler_type": "cosine",
-            "weight_decay": 0.1,
-            "max_grad_norm": 1.0,
-            "dataloader_pin_memory": torch.cuda.is_available(),
-        }
-        arguments = {**defaults, **self.recipe.training, **changes}
-        arguments.setdefault("save_strategy", arguments["eval_strategy"])
-        if arguments["eval_strategy"] == "steps" and "eval_steps" in arguments:
-            arguments.setdefault("save_steps", arguments["eval_steps"])
-        return TrainingArguments(output_dir=str(output_dir), remove_unused_columns=False, **arguments)
+        return arguments.build(self.recipe.training, self.recipe.seed, output_dir, **changes)
 
 
 def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -144,7 +161,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     try:
         document = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"recipe {str(name)!r} is not YAML: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"recipe {str(name)!r} is not YAML: {_reason(error)}") from None
     if not isinstance(document, dict):
         raise ValueError(f"recipe {str(name)!r} holds a {type(document).__name__}; it must be a mapping")
     for override in overrides:
@@ -168,7 +185,12 @@ def read_recipe(name: str | os.PathLike[str]) -> str:
     """The text of a recipe, by path or shipped name."""
     name, path = str(name), Path(name)
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"recipe {name!r} is not UTF-8 text at byte {error.start}; it must be a YAML file"
+            ) from None
     shipped = shipped_recipes()
     if name in shipped:
         return resources.files(PACKAGE).joinpath(*f"{name}.yaml".split("/")).read_text(encoding="utf-8")
@@ -187,14 +209,21 @@ def _override(document: dict[str, Any], override: str) -> None:
             raise ValueError(f"override is {override!r}; {part!r} holds a value, not a section")
     try:
         place[path[-1]] = yaml.load(value, _Loader)
-    except yaml.YAMLError:
-        raise ValueError(f"override is {override!r}; {value!r} is not YAML") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"override is {override!r}; {value!r} is not YAML: {_reason(error)}") from None
 
 
-def _collect(problems: list[str], build: Any) -> Any:
-    """`build()`, or None with its error noted: all errors of a recipe are told at once."""
+def _reason(error: yaml.YAMLError) -> str:
+    """What is wrong and where, in a few words."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return _one_line(error)
+
+
+def _collect(problems: list[str], build: Callable[..., Any], *given: Any) -> Any:
+    """`build(*given)`, or None with its error noted: all errors of a recipe are told at once."""
     try:
-        return build()
+        return build(*given)
     except ValueError as error:
         problems.append(str(error))
         return None
@@ -236,32 +265,80 @@ def _data_options(section: dict[str, Any] | None) -> DataOptions | None:
     return parse(DATA[kind].Options, {key: value for key, value in section.items() if key != "kind"}, "data")
 
 
+def _modality(name: str, written: dict[str, Any], adapters: dict[str, Adapter], data: Any) -> dict[str, Any]:
+    """What is written of a modality over what its adapter and the data settle."""
+    from_adapter = {"element": adapters[name].element} if name in adapters else {}
+    return {**from_adapter, **data.modality_defaults(name), **written}
+
+
+def _filled(modality: dict[str, Any]) -> dict[str, Any]:
+    """A modality with the defaults of its head and objective."""
+    parts = {}
+    for key, registry in _PARTS.items():
+        if (part := modality[key]) is not None:
+            parts[key] = {"kind": part["kind"], **check_part(part, registry, key).model_dump(mode="json")}
+    return modality | parts
+
+
 def _config(recipe: Recipe, adapters: dict[str, Adapter], data: Any) -> UnimodalARConfig:
-    modalities = {}
-    for name, written in recipe.model.modalities.items():
-        from_adapter = {"element": adapters[name].element} if name in adapters else {}
-        modalities[name] = {**from_adapter, **data.modality_defaults(name), **written}
-    for name in adapters:
-        if name not in modalities:
-            raise ValueError(f"adapters.{name} has no model.modalities.{name}; every adapter needs its modality")
+    written = recipe.model.modalities
+    modalities = {name: _modality(name, options, adapters, data) for name, options in written.items()}
     config = UnimodalARConfig(backbone=recipe.model.backbone, modalities=modalities)
     data.check_model(config)
     return config
 
 
-def _check_training(section: dict[str, Any] | None) -> None:
-    section = section or {}
-    known = {field.name: field.default for field in fields(TrainingArguments) if field.init}
-    legal = known.keys() - {"output_dir", "remove_unused_columns"}
-    problems = [unknown_key(key, legal, "training") for key in section if key not in legal]
-    for key in legal & section.keys():  # TrainingArguments checks no types
-        if _is_number(known[key]) and not _is_number(section[key]):
-            problems.append(f"training.{key} is {section[key]!r}; it must be a number")
-    if "seed" in section:
-        problems.append("training.seed is set; the recipe's own key seed governs everything")
-    if problems:
-        raise ValueError("; ".join(problems))
+def _check_model(
+    problems: list[str],
+    sections: dict[str, dict[str, Any] | None],
+    adapters: dict[str, Adapter] | None,
+    data: Any,
+) -> None:
+    """Notes what is wrong with the model's section, as far as the other sections let it be told."""
+    section, named = sections["model"] or {}, sections["adapters"] or {}
+    if "backbone" in section:
+        _collect(problems, _check_backbone, section["backbone"])
+    modalities = section.get("modalities")
+    if not isinstance(modalities, dict):  # the schema's to say
+        return
+    for name in named:
+        if name not in modalities:
+            problems.append(f"adapters.{name} has no model.modalities.{name}; every adapter needs its modality")
+    for name, written in modalities.items():
+        if not isinstance(written, dict):
+            continue
+        # An adapter or data that cannot be built leave open what they would have settled.
+        unsettled = {"element": {"kind": "continuous", "dim": 1}, "grid": [1, 1, 1]} if name in named else {}
+        known = unsettled | written if data is None else _modality(name, written, adapters or {}, data)
+        before = len(problems)
+        _collect(problems, parse, ModalityOptions, known, f"modalities.{name}")
+        for key, registry in _PARTS.items():
+            if isinstance(part := written.get(key), dict):
+                _collect(problems, check_part, part, registry, f"modalities.{name}.{key}")
+        if data is not None and len(problems) == before:
+            _collect(problems, parse_modality, name, known)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _check_backbone(backbone: Any) -> None:
+    """Raises ValueError, in one sentence, where no configuration can be made of it."""
+    if not isinstance(backbone, (dict, str)):  # the schema's to say
+        return
+    try:
+        UnimodalARConfig(backbone=backbone)
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(f"model.{'' if message.startswith('backbone') else 'backbone: '}{message}") from None
+    except OSError as error:
+        raise ValueError(f"model.backbone is {backbone!r}, which cannot be loaded: {_one_line(error)}") from None
+    except (StrictDataclassError, TypeError, ArithmeticError) as error:  # transformers' checks of its own bodies
+        reason = _one_line(error.__cause__ or error)
+        field = re.search(r"for field '(\w+)'", str(error))
+        if field is None:
+            raise ValueError(f"model.backbone: {reason}") from None
+        value = backbone.get(field[1]) if isinstance(backbone, dict) else None
+        reason = reason.split(f"Field '{field[1]}' ")[-1].split(" (value:")[0]
+        raise ValueError(f"model.backbone.{field[1]} is {value!r}: {reason}") from None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

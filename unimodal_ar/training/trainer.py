@@ -36,7 +36,8 @@ class UnimodalARTrainer(Trainer):
     """The Trainer for models of segments.
 
     The loss of an optimiser step is its summed element losses divided by its number of predicted elements, however it
-    is cut into micro-batches and processes. `loss_<modality>` is logged beside `loss`.
+    is cut into micro-batches and processes. `loss_<modality>` is logged beside `loss`: the mean over all elements since
+    the last log.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -44,7 +45,7 @@ class UnimodalARTrainer(Trainer):
         if self.args.remove_unused_columns:
             raise ValueError("remove_unused_columns is True; segments are not columns, so it must be False")
         self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, torch.Tensor] = {}
         self._evaluated: list[torch.Tensor] = []  # summed loss and number of elements of each batch
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -65,9 +66,12 @@ class UnimodalARTrainer(Trainer):
     ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            for name, value in outputs["losses"].items():
-                self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-                self._counts[name] = self._counts.get(name, 0) + 1
+            count = self.accelerator.unwrap_model(model).count_items
+            for name, mean in outputs["losses"].items():
+                items = count([segment for segment in inputs["segments"] if segment.modality == name])
+                nothing = torch.zeros_like(mean)
+                self._sums[name] = self._sums.get(name, nothing) + mean * items
+                self._counts[name] = self._counts.get(name, nothing) + items
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -98,8 +102,7 @@ class UnimodalARTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._sums:
-            logs |= {
-                f"loss_{name}": round((total / self._counts[name]).item(), 4) for name, total in self._sums.items()
-            }
+            means = {name: (total / self._counts[name].clamp(min=1e-12)).item() for name, total in self._sums.items()}
+            logs |= {f"loss_{name}": round(mean, 4) for name, mean in means.items()}
             self._sums, self._counts = {}, {}
         super().log(logs, *args, **kwargs)
