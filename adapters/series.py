@@ -296,10 +296,23 @@ def _resolve(frame: Any, label: str, roles: _Roles) -> _Roles:
     free = [name for name in free if name != item]
     time = roles.time or _find_time(frame, label, free)
     free = [name for name in free if name != time]
+    if not roles.target and time is None:
+        _reject_counters(frame, label, free)
     target = roles.target or (free if item is None else _find_target(frame, label, free))
     if not target:
         raise ValueError(f"{label} has no column left for the target; its columns are {list(frame.columns)}")
     return _Roles(time, item, target, roles.known, roles.past)
+
+
+def _reject_counters(frame: Any, label: str, free: list[str]) -> None:
+    """A column of steps or years beside series is an index; as a series it would pass for a perfect forecast."""
+    for name in free if len(free) > 1 and len(frame) > 2 else ():
+        if frame[name].dtype.kind in "iu" and (np.diff(frame[name]) == 1).all():
+            first, second = frame[name].iloc[:2]
+            raise ValueError(
+                f"column {name!r} of {label} counts {first}, {second}, ... and looks like an index; name the series as "
+                "target, or drop the column"
+            )
 
 
 def _only(names: list[str], role: str, label: str) -> str | None:
@@ -340,7 +353,8 @@ def _numeric(frame: Any, name: str, label: str) -> np.ndarray:
     column = frame[name]
     if not pandas_module().api.types.is_numeric_dtype(column) or column.dtype.kind == "c":
         raise ValueError(
-            f"column {name!r} of {label} has dtype {column.dtype}; it must be numeric (leave it out by naming target=)"
+            f"column {name!r} of {label} has dtype {column.dtype}; it must be numeric (to leave it out name the others "
+            "as target; if it tells the series apart name it as item)"
         )
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 

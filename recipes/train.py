@@ -102,17 +102,23 @@ def _fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, 
         f"{trainable:,} trainable parameters, {len(data_train):,} training and "
         f"{len(data_validation):,} validation windows"
     )
-    trainer = UnimodalARTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data_train,
-        eval_dataset=data_validation,
-        data_collator=data_train.collate,
-        callbacks=[EarlyStoppingCallback(recipe.early_stopping)] if recipe.early_stopping else None,
-    )
+    try:
+        trainer = UnimodalARTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data_train,
+            eval_dataset=data_validation,
+            data_collator=data_train.collate,
+            callbacks=[EarlyStoppingCallback(recipe.early_stopping)] if recipe.early_stopping else None,
+        )
+    except RuntimeError as error:  # a logger of training.report_to that is not installed
+        raise ValueError(f"training cannot start: {error}") from None
     if checkpoint is None and arguments.process_index == 0:
         shutil.rmtree(checkpoints, ignore_errors=True)  # or a later resumption would take them for this training's
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"training diverged: {name} is not finite; lower training.learning_rate")
     return trainer
 
 

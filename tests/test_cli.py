@@ -91,6 +91,17 @@ def test_a_recipe_trains_reproducibly_from_its_saved_copy(folder: Path) -> None:
     assert first == second
 
 
+def test_a_diverged_model_is_not_published(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("training.learning_rate=1e30", "training.warmup_steps=0", "evaluation=null") == 2
+    assert "training diverged: " in capsys.readouterr().err
+    assert not (folder / "model" / "config.json").exists()
+
+
+def test_a_logger_that_is_not_installed_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("training.report_to=wandb") == 2
+    assert "training cannot start: WandbCallback requires wandb" in capsys.readouterr().err
+
+
 def test_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [word for override in TOY for word in ("--set", override)]
     assert main(["train", "next_patch/temperature", "--output", "model", "--dry-run", *overrides]) == 0

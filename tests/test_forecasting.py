@@ -61,7 +61,8 @@ def test_a_forecast_does_not_depend_on_its_batch(head: dict[str, Any], block: in
 def test_a_forecast_does_not_depend_on_its_place() -> None:
     forecaster, series = make(), waves(9, 20, 30)
     there = forecaster.predict(series, 10, num_samples=3).samples
-    back = forecaster.predict(series[::-1], np.int64(10), num_samples=3).samples
+    ten: Any = np.int64(10)  # as good as an int
+    back = forecaster.predict(series[::-1], ten, num_samples=3).samples
     np.testing.assert_allclose(there, back[::-1], rtol=0, atol=1e-5)
 
 

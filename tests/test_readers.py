@@ -368,7 +368,7 @@ def test_more_bad_tables() -> None:
     with pytest.raises(ValueError, match="of pandas, only DataFrame and Series hold series"):
         read_series(days(3))
     with pytest.raises(
-        ValueError, match=r"column 'shop' of the table has dtype (object|str).*leave it out by naming tar"
+        ValueError, match=r"column 'shop' of the table has dtype (object|str).*if it tells the series apart name"
     ):
         read_series(pd.DataFrame({"shop": ["a", "b"], "sales": [1, 2]}))
 
@@ -511,3 +511,16 @@ def test_one_row_has_no_frequency_unless_given() -> None:
 def test_two_rows_give_their_difference() -> None:
     frame = pd.DataFrame({"date": ["2024-01-01 00:00", "2024-01-01 06:00"], "x": [1.0, 2.0]})
     assert read_series(frame)[0].freq == "6h"
+
+
+@pytest.mark.parametrize("name", ["step", "year"])
+def test_a_counting_column_is_not_taken_for_a_series(name: str) -> None:
+    frame = pd.DataFrame({name: np.arange(2000, 2010), "y": np.arange(10.0) ** 2})
+    with pytest.raises(
+        ValueError, match=f"column '{name}' of the table counts 2000, 2001, ... and looks like an index"
+    ):
+        read_series(frame)
+    (series,) = read_series(frame, target="y")
+    assert series.item_id == "y"
+    (series,) = read_series(frame[[name]])  # alone it is what was meant
+    assert series.item_id == name

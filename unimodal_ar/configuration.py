@@ -275,7 +275,9 @@ def parse_modality(name: str, data: Any) -> ModalityOptions:
     for key, registry in (("head", HEADS), ("objective", OBJECTIVES)):
         part = getattr(options, key)
         if part is not None:
-            check_part(part, registry, f"modalities.{name}.{key}")
+            checked = check_part(part, registry, f"modalities.{name}.{key}")
+            complete = {"kind": part["kind"], **checked.model_dump(mode="json")}
+            options = options.model_copy(update={key: complete})
     if options.head is not None and HEADS[options.head["kind"]].element_kind != options.element.kind:
         raise ValueError(
             f"modalities.{name}.head.kind is {options.head['kind']!r}, a head for "

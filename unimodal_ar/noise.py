@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class SampleNoise:
         self.state = _mix(base ^ _mix(samples.long() * _GOLDEN + 1))
 
     @classmethod
-    def from_generator(cls, generator: torch.Generator | None, samples: Tensor) -> SampleNoise:
+    def from_generator(cls, generator: Any, samples: Tensor) -> SampleNoise:
         """Takes a single number from `generator` (None: torch's global one) as the seed, whatever the batch size."""
         if not isinstance(generator, torch.Generator | None):
             kind = type(generator).__name__
