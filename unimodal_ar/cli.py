@@ -199,9 +199,11 @@ def _trained_roles(path: Path, table: str) -> dict[str, Any]:
 
 def _load(model: str, device: Any) -> Forecaster:
     from safetensors import SafetensorError
+    from transformers.utils import logging
 
     from .forecasting import Forecaster
 
+    logging.disable_progress_bar()  # of loading: it is done in a second
     try:
         return Forecaster.from_pretrained(model, device=device)
     except (RuntimeError, SafetensorError) as error:
