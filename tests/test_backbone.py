@@ -481,3 +481,12 @@ def test_rms_norm_and_its_gradients_are_those_of_torch(dtype: torch.dtype) -> No
         torch.testing.assert_close(norm(x), ours, rtol=tolerance, atol=tolerance)
     if dtype == torch.float64:
         assert torch.autograd.gradgradcheck(lambda x: norm(x), x)
+
+
+def test_rms_norm_keeps_the_dtype_of_its_input_under_autocast() -> None:
+    norm, x = RMSNorm(16, eps=1e-6), torch.randn(2, 3, 16, dtype=torch.bfloat16)
+    assert norm(x).dtype == torch.bfloat16
+    with torch.no_grad():
+        assert norm(x).dtype == torch.bfloat16
+    norm(x).sum().backward()
+    assert norm.weight.grad is not None and norm.weight.grad.dtype == torch.float32

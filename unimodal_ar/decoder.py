@@ -56,10 +56,10 @@ class RMSNorm(nn.RMSNorm):
     per layer (QK-norm) then cost more memory than a Llama body takes. This keeps the input alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        fused = x.is_cuda or torch.compiler.is_compiling()
-        if fused or x.dim() < 2 or x.dtype != self.weight.dtype or not torch.is_grad_enabled():
-            return super().forward(x)
-        return _RMSNormFunction.apply(x, self.weight, self.eps)
+        weight = self.weight.to(x.dtype)  # they differ under autocast, where the fused kernel would be given up
+        if x.is_cuda or torch.compiler.is_compiling() or x.dim() < 2 or not torch.is_grad_enabled():
+            return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+        return _RMSNormFunction.apply(x, weight, self.eps)
 
 
 NORMS: dict[str, type[nn.Module]] = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
