@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import ADAPTERS, Adapter, AdapterOptions, AutoAdapter, load_adapters, register_adapter
 from .series import Series, read_series
-from .timeseries import SeriesSegment, TimeSeriesAdapter, stack_series
+from .timeseries import SeriesSegment, TimeSeriesAdapter, last_steps, stack_series
 
 __all__ = [
     "ADAPTERS",
@@ -14,6 +14,7 @@ __all__ = [
     "Series",
     "SeriesSegment",
     "TimeSeriesAdapter",
+    "last_steps",
     "load_adapters",
     "read_series",
     "register_adapter",

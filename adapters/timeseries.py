@@ -77,6 +77,12 @@ def stack_series(series: Sequence[Array]) -> Tensor:
     return stacked
 
 
+def last_steps(x: Tensor, length: int) -> Tensor:
+    """The last `length` steps of [B, L, ...], filled up with NaN on the left where there are fewer."""
+    missing = max(length - x.shape[1], 0)
+    return torch.cat([x.new_full((x.shape[0], missing, *x.shape[2:]), torch.nan), x[:, -length:]], 1)
+
+
 @register_adapter("timeseries")
 class TimeSeriesAdapter(Adapter):
     """Series <-> patches of `patch` consecutive steps on the grid (N, 1, 1).

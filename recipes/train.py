@@ -20,7 +20,7 @@ from .._version import __version__
 from ..evaluation import format_table
 from ..evaluation.rolling import RollingEvaluation, Rows
 from ..forecasting import Forecaster
-from ..heads import HEADS, RegressionHead
+from ..heads import HEADS
 from ..modeling import UnimodalARForGeneration
 from ..training import UnimodalARTrainer
 from ..training.arguments import find_checkpoint, last_checkpoint
@@ -191,7 +191,7 @@ class _Evaluation:
             section.season,
             data.lookback,
         )
-        self.baselines[horizon] = self.rolling[horizon].baselines(issubclass(HEADS[head["kind"]], RegressionHead))
+        self.baselines[horizon] = self.rolling[horizon].baselines(HEADS[head["kind"]].is_point)
 
     def tables(self, model: UnimodalARForGeneration) -> dict[str, Rows]:
         """A table per horizon, printed and returned."""

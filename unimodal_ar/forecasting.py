@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapters import AutoAdapter, Series, TimeSeriesAdapter, read_series, stack_series
+from .adapters import AutoAdapter, Series, TimeSeriesAdapter, last_steps, read_series, stack_series
 from .configuration import ModalityOptions
 from .layout import ORDERS, Layout
 from .modeling import UnimodalARForGeneration
@@ -257,9 +257,6 @@ class Forecaster:
                     f"series {item.item_id!r} has no observed value in its last {self.lookback} steps, the model's "
                     "lookback; fill the gap or cut it off"
                 )
-            if np.isinf(item.values).any():
-                step = int(np.isinf(item.values).argmax())
-                raise ValueError(f"series {item.item_id!r} is infinite at step {step}; mark missing values with NaN")
             for name, given, count in (
                 ("known", item.known, options.known_covariates),
                 ("past", item.past, options.past_covariates),
@@ -318,10 +315,10 @@ class Forecaster:
             missing = past.shape[1] + whole - known.shape[1]  # past the horizon: drawn with the block, then cut off
             known = torch.cat([known, known[:, -1:].expand(-1, missing, -1)], 1)
         given = self.adapter.encode(
-            _last(past, length),
+            last_steps(past, length),
             horizon=whole,
-            known_covariates=None if known is None else _last(known, length + whole),
-            past_covariates=None if past_only is None else _last(past_only, length),
+            known_covariates=None if known is None else last_steps(known, length + whole),
+            past_covariates=None if past_only is None else last_steps(past_only, length),
         )
         drawn = self.model.generate(
             [],
@@ -342,12 +339,6 @@ class Forecaster:
         if self.adapter.options.past_covariates:
             past = stack_series([cast(np.ndarray, item.past) for item in items])
         return known, past
-
-
-def _last(x: Tensor, length: int) -> Tensor:
-    """The last `length` steps of [B, L, ...], filled up with NaN on the left."""
-    missing = max(length - x.shape[1], 0)
-    return torch.cat([x.new_full((x.shape[0], missing, *x.shape[2:]), torch.nan), x[:, -length:]], 1)
 
 
 def _count(name: str, value: Any) -> int:

@@ -163,7 +163,7 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             if segment.target and self.options[segment.modality].start == "learned":
                 total = total + segment.observed_fraction.sum()
             elif segment.target:  # nothing is predicted before something was seen
-                layout = self.check_segment(segment).to(segment.values.device)
+                layout = self.layout(segment.modality, segment.grid).to(segment.values.device)
                 seen = seen_before(layout.gather(segment.element_observed), layout)
                 total = total + (layout.gather(segment.observed_fraction) * seen).sum()
         return total

@@ -130,11 +130,12 @@ class UnimodalARGenerationMixin:
         context = arguments["context"]
         if not isinstance(context, (list, tuple)) or not all(isinstance(segment, Segment) for segment in context):
             raise ValueError(f"context is {context!r}; it must be a list of Segment, [] for none")
+        context = [segment.to(self.device) for segment in context]
+        layouts = [self.check_segment(segment) for segment in context]
         options = self._sampling_options(arguments)
-        context = [segment.to(self.device) for segment in arguments["context"]]
         segment, layout, known = self._target(arguments, context)
         decoding = CachedDecoding(self.backbone, options.guidance_scale)
-        self._commit_context(context, decoding)
+        self._commit_context(context, layouts, decoding)
         objective, embedding = self.objectives[segment.modality], self.embeddings[segment.modality]
         parts = objective.known_parts(embedding, segment, layout, known)
         if parts:
@@ -167,8 +168,6 @@ class UnimodalARGenerationMixin:
             raise ValueError(f"target is {arguments['target']!r}; this model can generate {sorted(self.heads)}")
         changes = {name: arguments[name] for name in UnimodalARGenerationConfig._defaults}
         options = self.generation_config.updated(**changes)
-        for segment in arguments["context"]:
-            self.check_segment(segment.to(self.device))
         if options.guidance_scale != 1:
             guided = [s.modality for s in arguments["context"] if self.options[s.modality].null_probability > 0]
             if not guided:
@@ -215,11 +214,11 @@ class UnimodalARGenerationMixin:
             observed = observed | (future if observed.dim() == 2 else future[..., None])
         return segment.replace(values=segment.values.clone(), observed=observed), layout, known
 
-    def _commit_context(self: Any, context: list[Segment], decoding: CachedDecoding) -> None:
+    def _commit_context(self: Any, context: list[Segment], layouts: list[Layout], decoding: CachedDecoding) -> None:
         parts: list[Part] = []
         unconditional: list[Part] = []
-        for segment in context:
-            layout, embedding = self.check_segment(segment), self.embeddings[segment.modality]
+        for segment, layout in zip(context, layouts, strict=True):
+            embedding = self.embeddings[segment.modality]
             if segment.target:
                 objective = self.objectives[segment.modality]
                 new = free = objective.known_parts(embedding, segment, layout, layout.num_blocks)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch.utils.data import Dataset
 
-from ..adapters import Adapter, Series, TimeSeriesAdapter, read_series, stack_series
+from ..adapters import Adapter, Series, TimeSeriesAdapter, last_steps, read_series, stack_series
 from ..adapters.series import OnIrregular
 from ..configuration import UnimodalARConfig
 from ..forecasting import check_fit
@@ -234,23 +234,19 @@ class WindowDataset(Dataset):
         def cut(array: Any, start: int, stop: int) -> np.ndarray:
             return array[start:stop]
 
-        past = _padded([cut(series[n].values, start, origin) for n, start, origin in windows], lookback)
+        past = last_steps(
+            stack_series([cut(series[n].values, start, origin) for n, start, origin in windows]), lookback
+        )
         future = np.stack([cut(series[n].values, origin, origin + horizon) for n, _, origin in windows])
         known = past_only = None
         if adapter.options.known_covariates:
             reach = [cut(series[n].known, start, origin + horizon) for n, start, origin in windows]
-            known = _padded(reach, lookback + horizon)
+            known = last_steps(stack_series(reach), lookback + horizon)
         if adapter.options.past_covariates:
-            past_only = _padded([cut(series[n].past, start, origin) for n, start, origin in windows], lookback)
+            own = [cut(series[n].past, start, origin) for n, start, origin in windows]
+            past_only = last_steps(stack_series(own), lookback)
         segment = adapter.encode(past, future, known_covariates=known, past_covariates=past_only)
         return {"segments": [segment]}
-
-
-def _padded(arrays: list[np.ndarray], length: int) -> torch.Tensor:
-    """[B, length, ...] with NaN on the left, so that every batch has the same shape."""
-    stacked = stack_series(arrays)
-    missing = stacked.new_full((len(stacked), length - stacked.shape[1], *stacked.shape[2:]), torch.nan)
-    return torch.cat([missing, stacked], 1)
 
 
 DATA: dict[str, Any] = {"series": SeriesData}

@@ -136,7 +136,7 @@ class Resolved:
         if body.get("dtype") is None:
             body.pop("dtype", None)
         return self.recipe.model_dump(mode="json") | {
-            "model": {"backbone": body, "modalities": {k: _filled(v) for k, v in config["modalities"].items()}},
+            "model": {"backbone": body, "modalities": config["modalities"]},
             "adapters": {name: {"kind": adapter.kind, **adapter.config()} for name, adapter in self.adapters.items()},
             "data": {"kind": self.recipe.data["kind"], **self.data.options.model_dump(mode="json")},
             "training": arguments.merged(self.recipe.training),
@@ -269,15 +269,6 @@ def _modality(name: str, written: dict[str, Any], adapters: dict[str, Adapter], 
     """What is written of a modality over what its adapter and the data settle."""
     from_adapter = {"element": adapters[name].element} if name in adapters else {}
     return {**from_adapter, **data.modality_defaults(name), **written}
-
-
-def _filled(modality: dict[str, Any]) -> dict[str, Any]:
-    """A modality with the defaults of its head and objective."""
-    parts = {}
-    for key, registry in _PARTS.items():
-        if (part := modality[key]) is not None:
-            parts[key] = {"kind": part["kind"], **check_part(part, registry, key).model_dump(mode="json")}
-    return modality | parts
 
 
 def _config(recipe: Recipe, adapters: dict[str, Adapter], data: Any) -> UnimodalARConfig:
