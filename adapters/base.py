@@ -55,13 +55,33 @@ class Adapter(ABC):
     def decode(self, segment: Segment) -> Any:
         """A segment -> raw data; the inverse of `encode` up to what the adapter says is lost."""
 
+    def save(self, raw: Any, path: str | os.PathLike[str]) -> None:
+        """Writes raw data, as `decode` returns them, to one file of the kind in which people expect them.
+
+        Raises:
+            ValueError: this adapter's raw data have no file of their own.
+        """
+        raise ValueError(f"{type(self).__name__} of {self.modality!r} writes no files; decode returns its raw data")
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON-able values."""
         return self.options.model_dump(mode="json")
 
+    @classmethod
+    def from_options(cls: type[AdapterType], options: AdapterOptions, folder: Path | None) -> AdapterType:
+        """An adapter from checked options; one that carries files looks for relative paths in `folder` first (None: in
+        the working directory)."""
+        return cls(**options.model_dump())
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        """Writes the files that the adapter carries, if any, into `folder`. Returns `config()` with the paths of what
+        was written, relative to `folder`, so that it can be moved."""
+        return self.config()
+
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Adds this adapter to `processor_config.json` in `directory` (made if missing); an adapter of the same
-        modality is replaced, everything else in the file stays. The file is never seen half written.
+        """Adds this adapter to `processor_config.json` in `directory` (made if missing), and its own files beside it;
+        an adapter of the same modality is replaced, everything else in the file stays. The file is never seen half
+        written.
 
         Raises:
             ValueError: the file exists and is not a JSON object.
@@ -69,7 +89,7 @@ class Adapter(ABC):
         path = Path(directory) / CONFIG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         content = _read(path) if path.exists() else {}
-        entry = {"kind": self.kind, **self.config()}
+        entry = {"kind": self.kind, **self.save_files(path.parent)}
         content["adapters"] = {**content.get("adapters", {}), self.modality: entry}
         _write(path, content)
 
@@ -126,11 +146,12 @@ class AutoAdapter:
         return Adapter.from_pretrained(directory, modality)
 
     @staticmethod
-    def from_config(config: Mapping[str, Any], where: str = "adapter") -> Adapter:
+    def from_config(config: Mapping[str, Any], where: str = "adapter", folder: Path | None = None) -> Adapter:
         """An adapter from `{"kind": name in ADAPTERS, **constructor arguments}`.
 
         Args:
             where: how messages name the mapping.
+            folder: where relative paths of files that the adapter carries are looked for first.
 
         Raises:
             ValueError: not a mapping, an unknown kind, an unknown key or an illegal value; all are told at once.
@@ -142,7 +163,10 @@ class AutoAdapter:
             raise ValueError(f"{where}.kind is {kind!r}; known kinds are {sorted(ADAPTERS)}")
         given = {key: value for key, value in config.items() if key != "kind"}
         options = parse(ADAPTERS[kind].Options, given, where)
-        return ADAPTERS[kind](**options.model_dump())
+        try:
+            return ADAPTERS[kind].from_options(options, folder)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 def load_adapters(directory: str | os.PathLike[str]) -> dict[str, Adapter]:
@@ -164,7 +188,7 @@ def _build(path: Path, modality: str, entry: Any) -> Adapter:
     where = f"{path}: adapters.{modality}"
     if isinstance(entry, Mapping):
         entry = {"modality": modality, **entry}
-    adapter = AutoAdapter.from_config(entry, where)
+    adapter = AutoAdapter.from_config(entry, where, path.parent)
     if adapter.modality != modality:
         raise ValueError(f"{where}.modality is {adapter.modality!r}; it must be the name it is stored under")
     return adapter

@@ -39,11 +39,15 @@ class UncachedDecoding:
     def __init__(self, backbone: Any) -> None:
         self.backbone = backbone
         self.parts: list[Part] = []
+        self.starts = (None,)
 
-    def append(self, parts: list[Part]) -> Tensor:
-        self.parts += parts
+    def append(self, *parts: list[Part]) -> tuple[Tensor, ...]:
+        self.parts += parts[0]
         hidden = self.backbone(Cursor().place(self.parts))
-        return hidden[:, -sum(part.embeds.shape[1] for part in parts) :]
+        return (hidden[:, -sum(part.embeds.shape[1] for part in parts[0]) :],)
+
+    def sample(self, head: Any, hidden: tuple[Tensor, ...], **sampling: Any) -> Tensor:
+        return head.sample(*hidden, **sampling)
 
 
 def build(args: argparse.Namespace, block: int) -> UnimodalARForGeneration:

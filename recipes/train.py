@@ -13,24 +13,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from .._version import __version__
-from ..evaluation import format_table
-from ..evaluation.rolling import RollingEvaluation, Rows
-from ..forecasting import Forecaster
-from ..heads import HEADS
 from ..modeling import UnimodalARForGeneration
 from ..training import UnimodalARTrainer
 from ..training.arguments import find_checkpoint, last_checkpoint
-from ..training.data import Split
-from ..training.recipe import EvaluationSection, Resolved, load_recipe
+from ..training.data import Evaluator
+from ..training.recipe import Resolved, load_recipe
+from ..training.schedule import Schedule
 
 # What a training writes, by pattern; config.json first, because a folder with one is complete.
 OURS = (
     *("config.json", "generation_config.json", "model*.safetensors*", "processor_config.json"),
-    *("recipe.yaml", "evaluation.json"),
+    *("*_tokenizer", "recipe.yaml", "evaluation.json", "samples.png"),
 )
 
 
@@ -66,7 +63,7 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
             folder already holds a model.
     """
     resolved = Resolved(document)
-    evaluation = _Evaluation(resolved)
+    evaluator = resolved.evaluator()
     output = Path(resolved.recipe.output_dir)
     checkpoints = output / "checkpoints"
     checkpoint = find_checkpoint(resolved.recipe.training.get("resume_from_checkpoint"), checkpoints)
@@ -84,7 +81,7 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
         )
     trainer = _fit(resolved, checkpoints, checkpoint)
     if trainer.is_world_process_zero():
-        _publish(resolved, trainer.accelerator.unwrap_model(trainer.model), evaluation, output)
+        _publish(resolved, trainer.accelerator.unwrap_model(trainer.model), evaluator, output)
         print(f"Wrote {output}")
     return output
 
@@ -100,7 +97,7 @@ def _fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, 
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(
         f"{trainable:,} trainable parameters, {len(data_train):,} training and "
-        f"{len(data_validation):,} validation windows"
+        f"{len(data_validation):,} validation {resolved.data.unit}"
     )
     try:
         trainer = UnimodalARTrainer(
@@ -109,7 +106,7 @@ def _fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, 
             train_dataset=data_train,
             eval_dataset=data_validation,
             data_collator=data_train.collate,
-            callbacks=[EarlyStoppingCallback(recipe.early_stopping)] if recipe.early_stopping else None,
+            callbacks=_callbacks(resolved, model),
         )
     except RuntimeError as error:  # a logger of training.report_to that is not installed
         raise ValueError(f"training cannot start: {error}") from None
@@ -122,7 +119,40 @@ def _fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, 
     return trainer
 
 
-def _publish(resolved: Resolved, model: UnimodalARForGeneration, evaluation: _Evaluation, output: Path) -> None:
+def _callbacks(resolved: Resolved, model: UnimodalARForGeneration) -> list[TrainerCallback]:
+    schedule, patience = resolved.recipe.schedule, resolved.recipe.early_stopping
+    callbacks: list[TrainerCallback] = [Schedule(schedule, model)] if schedule else []
+    if patience:
+        last_change = max((points[-1][0] for points in schedule.values()), default=0.0)
+        callbacks.append(_EarlyStopping(patience, last_change=last_change))
+    return callbacks
+
+
+class _EarlyStopping(EarlyStoppingCallback):
+    """Counts evaluations from the schedule's last change on. Before it a lower validation loss is not yet what training
+    is after. (That loss is of the model as it will be used, in every phase: the best checkpoint may be of any.)
+
+    Args:
+        early_stopping_patience, early_stopping_threshold: as transformers'.
+        last_change: fraction of the training's steps.
+    """
+
+    def __init__(
+        self, early_stopping_patience: int = 1, early_stopping_threshold: float | None = 0.0, last_change: float = 0.0
+    ) -> None:
+        super().__init__(early_stopping_patience, early_stopping_threshold)
+        self.last_change = last_change
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, *more: Any, **named: Any) -> None:
+        if state.global_step >= self.last_change * state.max_steps:
+            super().on_evaluate(args, state, control, *more, **named)
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().state()
+        return state | {"args": {**state["args"], "last_change": self.last_change}}
+
+
+def _publish(resolved: Resolved, model: UnimodalARForGeneration, evaluator: Evaluator | None, output: Path) -> None:
     """Writes model, adapters and recipe in place of what an earlier training wrote, and then what the evaluation
     finds."""
     output.mkdir(parents=True, exist_ok=True)
@@ -134,11 +164,13 @@ def _publish(resolved: Resolved, model: UnimodalARForGeneration, evaluation: _Ev
         recipe = yaml.safe_dump(resolved.document, sort_keys=False)
         (folder / "recipe.yaml").write_text(f"# Trained with unimodal_ar {__version__}.\n{recipe}", encoding="utf-8")
 
+    def write_evaluation(folder: Path) -> None:
+        tables = cast(Evaluator, evaluator).run(model, folder)
+        (folder / "evaluation.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+
     _write_whole(output, write_model, replaced=OURS)
-    tables = evaluation.tables(model)
-    if tables:
-        text = json.dumps(tables, indent=2) + "\n"
-        _write_whole(output, lambda folder: (folder / "evaluation.json").write_text(text, encoding="utf-8"))
+    if evaluator:
+        _write_whole(output, write_evaluation)
 
 
 def _write_whole(output: Path, write: Callable[[Path], Any], replaced: Sequence[str] = ()) -> None:
@@ -149,65 +181,20 @@ def _write_whole(output: Path, write: Callable[[Path], Any], replaced: Sequence[
         write(partial)
         for pattern in replaced:
             for file in output.glob(pattern):
-                file.unlink()
+                _remove(file)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+            if (output / file.name).is_dir():  # which cannot be replaced
+                _remove(output / file.name)
             os.replace(file, output / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-class _Evaluation:
-    """Rolling forecasts on the test part. The baselines' part is done when this is made, before any training: it is
-    cheap, and finds whatever the data lack.
-
-    Raises:
-        ValueError: a test part shorter than a horizon, a training part too short for the baselines, windows without
-            an observed value; the message names the series.
-    """
-
-    def __init__(self, resolved: Resolved) -> None:
-        self.resolved, self.section = resolved, resolved.recipe.evaluation
-        self.rolling: dict[int, RollingEvaluation] = {}
-        self.baselines: dict[int, Rows] = {}
-        splits = [resolved.data.split(series) for series in resolved.data.series]
-        for horizon in self.section.horizons if self.section else ():
-            try:
-                self._add(horizon, splits)
-            except ValueError as error:
-                raise ValueError(f"evaluation of horizon {horizon}: {error}") from None
-
-    def _add(self, horizon: int, splits: list[Split]) -> None:
-        section, data = cast(EvaluationSection, self.section), self.resolved.data
-        for series, split in zip(data.series, splits, strict=True):
-            if split.stop - split.test < horizon:
-                raise ValueError(f"series {series.item_id!r} has a test part of {split.stop - split.test} steps")
-        head = self.resolved.config.modality(data.adapter.modality).head or {}
-        self.rolling[horizon] = RollingEvaluation(
-            data.series,
-            [split.validation for split in splits],
-            [split.test for split in splits],
-            horizon,
-            section.stride,
-            section.season,
-            data.lookback,
-        )
-        self.baselines[horizon] = self.rolling[horizon].baselines(HEADS[head["kind"]].is_point)
-
-    def tables(self, model: UnimodalARForGeneration) -> dict[str, Rows]:
-        """A table per horizon, printed and returned."""
-        if self.section is None:
-            return {}
-        tables = {}
-        for horizon, rolling in self.rolling.items():
-            forecaster = Forecaster(model, self.resolved.data.adapter)
-            row = rolling.model(forecaster, self.section.num_samples, self.resolved.recipe.seed)
-            rows = {"unimodal_ar": row, **self.baselines[horizon]}
-            print(
-                f"\nTest part, rolling forecasts {horizon} steps ahead, an origin every {self.section.stride} steps:\n"
-            )
-            print(format_table(rows))
-            tables[str(horizon)] = rows
-        return tables
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from unimodal_ar import Segment, UnimodalARConfig, UnimodalARForGeneration
+from unimodal_ar import Layout, Segment, UnimodalARConfig, UnimodalARForGeneration
 
 P_VALUE = 1e-4  # a goodness-of-fit test with a fixed seed fails below it
 WIDTH = 32
@@ -96,6 +96,20 @@ def hidden_states(model: Any) -> Iterator[list[Tensor]]:
         yield states
     finally:
         hook.remove()
+
+
+def predicting(layout: Layout, first: int = 0) -> list[int]:
+    """Which positions of a next-block segment predict, in generation order: before those of a block stand positions
+    that show what none of them reads of the block before. `first`: the first block that is predicted."""
+    places: list[int] = []
+    offset = 0
+    for block in range(first, layout.num_blocks):
+        read = set(layout.source[layout.block == block].tolist())
+        offset += len(set(layout.index[layout.block == block - 1].tolist()) - read)
+        size = layout.block_sizes[block]
+        places += range(offset, offset + size)
+        offset += size
+    return places
 
 
 def full_hidden(model: Any, segments: Sequence[Segment]) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, GPT2Config, LlamaConfig
 
-from unimodal_ar import UnimodalARConfig, UnimodalARDecoderConfig, UnimodalARForGeneration
-from unimodal_ar.configuration import LayoutOptions
+from unimodal_ar import UnimodalARConfig, UnimodalARDecoder, UnimodalARDecoderConfig, UnimodalARForGeneration
+from unimodal_ar.modality import LayoutOptions
 
 NATIVE = {"model_type": "unimodal_ar_decoder", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SERIES: dict[str, Any] = {
@@ -160,7 +160,7 @@ def test_a_saved_hosted_body_may_hold_keys_that_its_class_does_not_declare(tmp_p
             "mlp": "gelu",
             "norm_position": "post",
         },
-        {**NATIVE, "conditioning_size": 3, "position": "sinusoidal", "num_key_value_heads": 1, "head_dim": 6},
+        {**NATIVE, "position": "sinusoidal", "num_key_value_heads": 1, "head_dim": 6},
         UnimodalARDecoderConfig(hidden_size=16, num_attention_heads=2),
         GPT2Config(n_embd=16, n_head=2, n_layer=1),
         {
@@ -325,7 +325,7 @@ def test_position_axes_follow_the_grids(grids: list[list[int]], axes: list[float
         ({"grid": None}, "modalities.series.grid is None: "),
         (
             {"layout": {"order": "spiral"}},
-            "modalities.series.layout.order is 'spiral': known orders are ['random', 'raster'",
+            "modalities.series.layout.order is 'spiral': known orders are ['neighbor', 'random', 'raster', ",
         ),
         ({"layout": {"block": 0}}, "modalities.series.layout.block is 0: "),
         ({"layout": {"block": "rows"}}, "modalities.series.layout.block is 'rows': "),
@@ -423,3 +423,43 @@ def test_initializer_range_is_the_bodys() -> None:
 def test_a_model_without_modalities_says_so() -> None:
     with pytest.raises(ValueError, match="modalities is empty; a model needs at least one"):
         UnimodalARForGeneration(UnimodalARConfig(backbone=NATIVE))
+
+
+PICTURE: dict[str, Any] = {
+    "element": {"kind": "discrete", "vocab_size": 4},
+    "grid": (1, 2, 2),
+    "head": {"kind": "categorical"},
+}
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [
+        ({"label": {**LABEL, "start": "context"}}, "has start 'context' but no head; only what is generated"),
+        ({"label": {**LABEL, "target_positions": "learned"}}, "has target_positions 'learned' but no head"),
+        ({"image": {**PICTURE, "conditioning": True}}, "modalities.image.conditioning is true; only a context"),
+        (
+            {"image": {**PICTURE, "head": {"kind": "depth_ar"}}},
+            "modalities.image.head.kind is 'depth_ar', a head for elements of at least 2 codes; this one has 1",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_each_other(modalities: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _config(modalities=modalities)
+
+
+def test_conditioning_settles_its_size() -> None:
+    modalities = {"label": {**LABEL, "conditioning": True}, "image": PICTURE}
+    config = _config(modalities=modalities)
+    assert config.backbone.conditioning_size == config.hidden_size
+    assert type(config).from_dict(config.to_dict()).backbone.conditioning_size == config.hidden_size
+    body = {**NATIVE, "conditioning_size": 3}
+    with pytest.raises(ValueError, match=r"backbone.conditioning_size is 3; it must be the hidden_size"):
+        _config(modalities=modalities, backbone=body)
+    with pytest.raises(ValueError, match=r"backbone.conditioning_size is 3; .* with a modality whose conditioning is"):
+        _config(modalities={"image": PICTURE}, backbone=body)
+    with pytest.raises(ValueError, match=r"modalities.label.conditioning is true; only the native decoder"):
+        _config(modalities=modalities, backbone=GPT2Config(n_embd=16, n_head=2))
+    with pytest.raises(ValueError, match=r"conditioning_positions is 5; it needs a conditioning_size, which is None"):
+        UnimodalARDecoder(UnimodalARDecoderConfig(conditioning_positions=5))

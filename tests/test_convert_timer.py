@@ -15,6 +15,7 @@ from torch import Tensor
 from unimodal_ar import UnimodalARForGeneration
 from unimodal_ar.adapters import TimeSeriesAdapter
 from unimodal_ar.convert.timer import convert_timer, load_timer
+from unimodal_ar.convert.weights import read_weights
 from unimodal_ar.forecasting import Forecaster
 from unimodal_ar.sequence import Cursor, Inputs
 
@@ -66,7 +67,8 @@ def teacher_forced(
     series' units [B, L]."""
     model, adapter = converted
     segment = adapter.encode(past, horizon=adapter.options.patch)
-    name, layout = adapter.modality, model.check_segment(segment)
+    name = adapter.modality
+    layout = model.layout(name, segment.grid)
     plan = model.objectives[name].training_plan(model.embeddings[name], segment, layout, last=True)
     inputs = Cursor().place(plan.parts)
     hidden = model.backbone(inputs)
@@ -118,7 +120,7 @@ def test_files_of_released_names_give_the_same_model(
         torch.save({"state_dict": vectors.released()}, path)
     else:
         torch.save({name.removeprefix("model."): value for name, value in vectors.released().items()}, path)
-    model, adapter = load_timer(path, vectors.args)
+    model, (adapter,) = load_timer(path, **vectors.args)
     assert adapter.config() == converted[1].config()
     ours, theirs = model.state_dict(), converted[0].state_dict()
     assert ours.keys() == theirs.keys()
@@ -168,10 +170,26 @@ def test_missing_arguments_are_named() -> None:
 
 def test_files_that_hold_no_weights_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"weights file '.*none.ckpt' does not exist"):
-        load_timer(tmp_path / "none.ckpt", {})
+        load_timer(tmp_path / "none.ckpt")
     torch.save({"state_dict": {"a": Path()}}, tmp_path / "code.ckpt")
     with pytest.raises(ValueError, match="is not a torch file of tensors alone"):
-        load_timer(tmp_path / "code.ckpt", {})
+        load_timer(tmp_path / "code.ckpt")
     torch.save([torch.zeros(1)], tmp_path / "list.ckpt")
     with pytest.raises(ValueError, match="holds no state dict"):
-        load_timer(tmp_path / "list.ckpt", {})
+        load_timer(tmp_path / "list.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.safetensors", b""),
+        ("b.safetensors", b"x" * 50),
+        ("c.pt", b""),
+        ("d.pt", b"weights\n"),
+        ("e.pth", b"PK\3\4ab"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^weights file '.*{name}' (cannot be read|is not a torch file)"):
+        read_weights(tmp_path / name)

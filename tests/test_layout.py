@@ -186,7 +186,7 @@ def test_is_real_where_the_default_device_is_meta() -> None:
         (dict(grid=(0, 2, 2)), r"grid is \(0, 2, 2\); it must be three positive integers"),
         (dict(grid=(2, 2)), r"grid is \(2, 2\); it must be three positive integers"),
         (dict(grid=7), r"grid is 7; it must be three positive integers"),
-        (dict(order="diagonal"), r"order is 'diagonal'; known orders are \['random', 'raster'"),
+        (dict(order="diagonal"), r"order is 'diagonal'; known orders are \['neighbor'"),
         (dict(block=0), r"block is 0; a block must have at least 1 element"),
         (dict(block=-3), r"block is -3; a block must have at least 1 element"),
         (dict(block=True), r"block is True; it must be None, an int, a list"),
@@ -208,7 +208,7 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) ->
 
 
 def test_an_order_is_registered_once() -> None:
-    with pytest.raises(ValueError, match=r"order 'raster' is already registered; taken names are \['random', 'raster'"):
+    with pytest.raises(ValueError, match=r"order 'raster' is already registered; taken names are \['neighbor'"):
         register_order("raster")(ORDERS["raster"].function)
     try:
         register_order("reverse")(lambda grid, generator: (torch.arange(grid[0]).flip(0), None))

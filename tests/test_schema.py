@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -108,7 +108,7 @@ def test_missing_key_is_named_without_a_value() -> None:
         ({"kind": "discrete", "vocab_size": 0}, "tree.element.vocab_size is 0: "),
         ({"kind": "continuous"}, "tree.element.dim: field required"),
         # `dim` is a key of the union's other member: only this member's keys are legal.
-        ({"kind": "discrete", "vocab_size": 2, "dims": 3}, "legal keys are ['codes', 'kind', 'vocab_size']"),
+        ({"kind": "discrete", "vocab_size": 2, "dims": 3}, "legal keys are ['codes', 'kind', 'merge', 'vocab_size']"),
     ],
 )
 def test_tag_of_a_union_is_no_part_of_the_place(element: dict[str, object], expected: str) -> None:
@@ -159,3 +159,23 @@ def test_unknown_key_prefers_the_nearest() -> None:
     assert unknown_key("sized", ["size", "side", "other"], "here") == (
         "here has an unknown key 'sized'; did you mean 'size'?"
     )
+
+
+class Named(Strict):
+    kind: Literal["level"]
+    level: int
+
+
+class Other(Strict):
+    kind: Literal["other"]
+
+
+class Tagged(Strict):
+    part: Annotated[Named | Other, Field(discriminator="kind")]
+
+
+def test_a_tag_may_be_called_like_a_field() -> None:
+    with pytest.raises(ValueError, match=r"^x\.part\.level is 'a': "):
+        parse(Tagged, {"part": {"kind": "level", "level": "a"}}, "x")
+    with pytest.raises(ValueError, match=r"x\.part has an unknown key 'levels'; did you mean 'level'"):
+        parse(Tagged, {"part": {"kind": "level", "level": 1, "levels": 2}}, "x")

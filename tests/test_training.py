@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import TrainingArguments, set_seed
 
 from unimodal_ar import Segment, UnimodalARConfig, UnimodalARForGeneration
@@ -20,8 +21,8 @@ from unimodal_ar.adapters import Series, TimeSeriesAdapter
 from unimodal_ar.forecasting import Forecaster
 from unimodal_ar.recipes.train import main, train
 from unimodal_ar.training import UnimodalARTrainer, arguments
-from unimodal_ar.training.data import SeriesData, SeriesOptions, WindowDataset
 from unimodal_ar.training.recipe import Resolved, load_recipe, shipped_recipes
+from unimodal_ar.training.series import SeriesData, SeriesOptions, WindowDataset
 
 STEPS = 60
 
@@ -421,7 +422,7 @@ def test_unknown_keys_of_all_levels_are_told_at_once(tmp_path: Path) -> None:
     for expected in (
         "recipe has an unknown key 'sed'; did you mean 'seed'?",
         "recipe.model has an unknown key 'modality'; did you mean 'modalities'?",
-        "recipe.evaluation has an unknown key 'horizon'; did you mean 'horizons'?",
+        "evaluation has an unknown key 'horizon'; did you mean 'horizons'?",
         "adapters.series has an unknown key 'lokback'; did you mean 'lookback'?",
         "data has an unknown key 'horizont'; did you mean 'horizon'?",
         "training has an unknown key 'learning_rat'; did you mean 'learning_rate'?",
@@ -450,7 +451,10 @@ def test_unknown_keys_of_the_model(level: list[str], expected: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"adapters": {}}, "adapters is empty; it must map modalities to one of the kinds ['timeseries'"),
+        (
+            {"adapters": {}},
+            "adapters is empty; it must map modalities to one of the kinds ['image', 'label', 'timeseries'",
+        ),
         ({"adapters": {"series": {"kind": "timeserie"}}}, "adapters.series.kind is 'timeserie'; known kinds are ["),
         ({"adapters": {"series": 3}}, "adapters.series is 3: "),
         ({"adapters": None}, "recipe.adapters is None: "),
@@ -458,7 +462,7 @@ def test_unknown_keys_of_the_model(level: list[str], expected: str, tmp_path: Pa
             {"adapters": {"series": {"kind": "timeseries", "patch": 4, "modality": "x"}}},
             "adapters.series.modality is 'x'; it must be its key, 'series'",
         ),
-        ({"data": {"kind": "tables"}}, "data.kind is 'tables'; known kinds are ['series']"),
+        ({"data": {"kind": "tables"}}, "data.kind is 'tables'; known kinds are ['images', 'series']"),
         ({"data": {"kind": "series", "horizon": 8}}, "give exactly one of path and dataset"),
         (
             {"data": {"kind": "series", "horizon": 8, "dataset": "towns"}},
@@ -555,7 +559,7 @@ def test_typos_in_every_section_are_told_at_once(tmp_path: Path) -> None:
     document["model"]["modalities"]["label"] = {"element": {"kind": "discrete", "vocab_size": 2}, "gird": [1, 1, 1]}
     message = _problems(document)
     for expected in (
-        "recipe.evaluation has an unknown key 'strid'; did you mean 'stride'?",
+        "evaluation has an unknown key 'strid'; did you mean 'stride'?",
         "adapters.series has an unknown key 'pach'; did you mean 'patch'?",
         "data has an unknown key 'horizn'; did you mean 'horizon'?",
         "training has an unknown key 'learning_rat'; did you mean 'learning_rate'?",
@@ -651,7 +655,7 @@ def test_the_resolved_recipe_is_the_same_recipe(body: str, head: str, tmp_path: 
     again = Resolved(load_recipe(_write(tmp_path, first.document)))
     assert again.document == first.document
     assert again.config.backbone.to_dict() == first.config.backbone.to_dict()
-    assert again.recipe.evaluation == first.recipe.evaluation and again.data.options == first.data.options
+    assert again.evaluation == first.evaluation and again.data.options == first.data.options
     one, other = (x.training_arguments(tmp_path).to_dict() for x in (first, again))
     assert one == other
 
@@ -675,23 +679,45 @@ def test_the_resolved_recipe_leaves_nothing_to_defaults(tmp_path: Path) -> None:
     assert "resume_from_checkpoint" not in training and "fsdp" not in training
 
 
+def _toy_series(document: dict[str, Any], folder: Path) -> None:
+    table = pd.DataFrame({"y": np.random.default_rng(0).normal(size=14400)})
+    table.insert(0, "time", pd.date_range("2024-01-01", periods=14400, freq="h"))
+    table.to_csv(folder / "toy.csv", index=False)
+    document["data"] |= {"dataset": None, "path": str(folder / "toy.csv")}
+
+
+def _toy_images(document: dict[str, Any], folder: Path) -> None:
+    adapters, rng = document["adapters"], np.random.default_rng(0)
+    classes = adapters["label"]["classes"]
+    for name in classes if isinstance(classes, list) else range(classes):
+        (folder / str(name)).mkdir()
+        for number in range(2):
+            pixels = rng.integers(0, 256, (adapters["image"]["size"],) * 2 + (3,), dtype=np.uint8)
+            picture = Image.fromarray(pixels if adapters["image"]["channels"] == 3 else pixels[..., 0])
+            picture.save(folder / str(name) / f"{number}.png")
+    document["data"] |= {"dataset": None, "path": str(folder), "test_path": None, "test": None, "validation": 4}
+
+
+_TOYS = {"series": _toy_series, "images": _toy_images}
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_shipped_recipes_hold_together(name: str) -> None:
+def test_shipped_recipes_hold_together(name: str, tmp_path: Path) -> None:
     """Every recipe in the tree is parsed, and its model built at toy size takes one training step."""
     document = load_recipe(name)
     assert f"unimodal-ar train {name}" in Path(__file__).parents[1].joinpath("recipes", f"{name}.yaml").read_text()
     backbone = document["model"]["backbone"]
     if backbone["model_type"] == "unimodal_ar_decoder":
         backbone.update(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    Resolved(document)  # as it is, without its data
+    _TOYS[document["data"]["kind"]](document, tmp_path)
     resolved = Resolved(document)
     model = UnimodalARForGeneration(resolved.config).train()
-    data = resolved.data
-    data._series = [Series(np.random.default_rng(0).normal(size=14400), "a")]
-    dataset = data.train()
+    dataset = resolved.data.train()
     loss = model(**dataset.collate([dataset[0], dataset[len(dataset) - 1]])).loss
     loss.backward()
     assert loss.isfinite() and all(x.grad is None or x.grad.isfinite().all() for x in model.parameters())
-    assert len(data.validation()) > 0
+    assert len(resolved.data.validation()) > 0 and resolved.evaluator() is not None
 
 
 def test_there_are_shipped_recipes() -> None:

@@ -19,19 +19,10 @@ from .sequence import Inputs
 
 
 class NativeBackbone(nn.Module):
-    """The native decoder behind the common call.
-
-    Raises:
-        ValueError: the decoder wants a conditioning vector, which nothing gives it.
-    """
+    """The native decoder behind the common call."""
 
     def __init__(self, config: UnimodalARConfig) -> None:
         super().__init__()
-        if config.backbone.conditioning_size is not None:
-            raise ValueError(
-                f"backbone.conditioning_size is {config.backbone.conditioning_size}; no objective gives the decoder a "
-                "conditioning vector, so it must be None"
-            )
         self.model = UnimodalARDecoder(config.backbone)
 
     def freeze_unused(self) -> None:
@@ -45,6 +36,7 @@ class NativeBackbone(nn.Module):
         return self.model(
             inputs.embeds,
             attention_mask=inputs.pattern,
+            position_ids=inputs.position_ids,
             coords=inputs.coords,
             past_key_values=past_key_values,
             conditioning=conditioning,

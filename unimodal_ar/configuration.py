@@ -7,17 +7,12 @@ import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import field, fields
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
-from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .heads import HEADS
-from .layout import ORDERS, Layout
-from .objectives import OBJECTIVES
-from .schema import Element, Strict, parse, unknown_key
+from .modality import ModalityOptions, parse_modality
+from .schema import unknown_key
 
 # Names that transformers itself passes to or saves with a configuration, besides the declared fields.
 _TRANSFORMERS_KEYS = {
@@ -95,6 +90,8 @@ class UnimodalARDecoderConfig(StrictConfig):
         rope_theta: base of the rotary frequencies.
         conditioning_size: size of the conditioning vector of adaptive norms (adaLN-Zero, arXiv 2212.09748); None: plain
             norms.
+        conditioning_positions: a learned vector for each of so many positions is added to the conditioning, so that
+            norms adapt to the place in the sequence, too (RAR, arXiv 2411.00776); None: none is.
         dropout: on the output of attention and MLP, in training.
         attention_dropout: on attention weights, in training.
         initializer_range: standard deviation of the initial weights.
@@ -119,6 +116,7 @@ class UnimodalARDecoderConfig(StrictConfig):
     position_axes: list[float] | None = None
     rope_theta: float = 10000.0
     conditioning_size: int | None = None
+    conditioning_positions: int | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
     initializer_range: float = 0.02
@@ -163,7 +161,10 @@ class UnimodalARDecoderConfig(StrictConfig):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             if not _is_size(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive integer")
-        for name in ("num_key_value_heads", "head_dim", "intermediate_size", "conditioning_size"):
+        for name in (
+            *("num_key_value_heads", "head_dim", "intermediate_size"),
+            *("conditioning_size", "conditioning_positions"),
+        ):
             if getattr(self, name) is not None and not _is_size(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive integer or None")
         for name in ("attention_bias", "mlp_bias"):
@@ -185,123 +186,6 @@ def _is_size(value: Any) -> bool:
 
 def _is_number(value: Any, least: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < math.inf
-
-
-Block = PositiveInt | Literal["row", "frame", "whole"] | list[PositiveInt] | dict[str, list[PositiveInt]] | None
-
-
-class LayoutOptions(Strict):
-    """Order and blocks of a modality's elements (see `Layout.from_grid`). `seed` fixes the permutation that a random
-    order uses outside training."""
-
-    order: str = "raster"
-    block: Block = None
-    seed: int = 0
-
-    @field_validator("order")
-    @classmethod
-    def _known(cls, order: str) -> str:
-        if order not in ORDERS:
-            raise ValueError(f"known orders are {sorted(ORDERS)}")
-        return order
-
-    @field_validator("block", mode="before")
-    @classmethod
-    def _cell(cls, block: Any) -> Any:
-        if isinstance(block, bool):
-            raise ValueError("a block is a number, a list of sizes, a name or a cell, not a truth value")
-        if isinstance(block, dict) and set(block) != {"cell"}:
-            raise ValueError("as a mapping a block must be {'cell': [t, h, w]}")
-        # JSON has no tuples: written as one, a cell would come back as a list of sizes.
-        return {"cell": list(block)} if isinstance(block, tuple) else block
-
-
-class ModalityOptions(Strict):
-    """One modality of a model. A modality without a head is only ever context.
-
-    Args:
-        element: `{kind: discrete, vocab_size, codes}` or `{kind: continuous, dim}`.
-        grid: the usual (T, H, W), the largest that is trained; other grids work where the layout allows.
-        layout: order and blocks. Default: raster order with its own blocks, of one; for a context, one block.
-        objective: `{kind: next_block}`.
-        head: `{kind: ...}` with the head's own keys.
-        loss_weight: factor on this modality's element losses.
-        start: "learned" (a start vector predicts the first block) or "none" (the first block must be given).
-        covariates: number of covariate features per element.
-        null_probability: how often, in training, this modality is replaced by its null vector when it is context;
-            above 0 it can be guided (classifier-free guidance, arXiv 2207.12598).
-    """
-
-    element: Element
-    grid: tuple[PositiveInt, PositiveInt, PositiveInt]
-    layout: LayoutOptions = LayoutOptions()
-    objective: dict[str, Any] | None = None
-    head: dict[str, Any] | None = None
-    loss_weight: NonNegativeFloat = 1.0
-    start: Literal["learned", "none"] = "learned"
-    covariates: NonNegativeInt = 0
-    null_probability: float = Field(0.0, ge=0, lt=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        if data.get("head") is None:
-            if data.get("objective") is not None:
-                raise ValueError("has an objective but no head; a modality that is generated needs both")
-            layout = data.get("layout") or {}
-            if isinstance(layout, dict) and "block" not in layout:
-                data["layout"] = {**layout, "block": "whole"}
-        elif data.get("objective") is None:
-            data["objective"] = {"kind": "next_block"}
-        return {key: value for key, value in data.items() if not (key == "layout" and value is None)}
-
-    @property
-    def has_shared_sources(self) -> bool:
-        """Whether an element cannot be told from what is read to predict it (so that its position must be given)."""
-        order = ORDERS[self.layout.order]
-        return order.random or Layout.from_grid(self.grid, self.layout.order, self.layout.block).shares_source
-
-
-def parse_modality(name: str, data: Any) -> ModalityOptions:
-    """The checked options of modality `name`; raises ValueError naming each wrong key."""
-    if not isinstance(name, str) or not name or "." in name or name in dir(nn.ModuleDict()):
-        raise ValueError(
-            f"modality name is {name!r}; it must be a non-empty string without dots, and no attribute of a ModuleDict"
-        )
-    options = parse(ModalityOptions, data, f"modalities.{name}")
-    for key, registry in (("head", HEADS), ("objective", OBJECTIVES)):
-        part = getattr(options, key)
-        if part is not None:
-            checked = check_part(part, registry, f"modalities.{name}.{key}")
-            complete = {"kind": part["kind"], **checked.model_dump(mode="json")}
-            options = options.model_copy(update={key: complete})
-    if options.head is not None and HEADS[options.head["kind"]].element_kind != options.element.kind:
-        raise ValueError(
-            f"modalities.{name}.head.kind is {options.head['kind']!r}, a head for "
-            f"{HEADS[options.head['kind']].element_kind} elements; the element is {options.element.kind}"
-        )
-    if ORDERS[options.layout.order].random and options.start == "none":
-        raise ValueError(
-            f"modalities.{name}.start is 'none' with the random order {options.layout.order!r}; the first block, which "
-            "must be given, has to be the same always"
-        )
-    with torch.random.fork_rng(devices=[]):  # a random order must not use up the caller's random numbers
-        try:
-            Layout.from_grid(options.grid, options.layout.order, options.layout.block)
-        except ValueError as error:
-            raise ValueError(f"modalities.{name}.layout: {error}") from None
-    return options
-
-
-def check_part(part: dict[str, Any], registry: dict[str, Any], where: str) -> Strict:
-    """The options of a `{kind: ..., **options}` dictionary, checked by the class that `kind` names."""
-    kind = part.get("kind")
-    if not isinstance(kind, str) or kind not in registry:
-        raise ValueError(f"{where}.kind is {kind!r}; known kinds are {sorted(registry)}")
-    return parse(registry[kind].Options, {key: value for key, value in part.items() if key != "kind"}, where)
 
 
 class UnimodalARConfig(StrictConfig):
@@ -341,7 +225,24 @@ class UnimodalARConfig(StrictConfig):
         if isinstance(self.backbone, UnimodalARDecoderConfig) and self.backbone.position_axes is None:
             # An axis along which no grid extends would waste its channels. Along t there are always segments.
             self.backbone.position_axes = [1.0, *map(float, self.used_axes[1:])]
+        self._settle_conditioning([name for name, option in options.items() if option.conditioning])
         super().__post_init__(**kwargs)
+
+    def _settle_conditioning(self, conditioning: list[str]) -> None:
+        """The size of the conditioning vector is the width: it is the sum of embeddings."""
+        native, width = isinstance(self.backbone, UnimodalARDecoderConfig), self.hidden_size
+        if conditioning and not native:
+            raise ValueError(
+                f"modalities.{conditioning[0]}.conditioning is true; only the native decoder has adaptive norms"
+            )
+        if conditioning and self.backbone.conditioning_size is None:
+            self.backbone.conditioning_size = width
+        size = self.backbone.conditioning_size if native else None
+        if size is not None and (size != width or not conditioning):
+            raise ValueError(
+                f"backbone.conditioning_size is {size}; it must be the hidden_size {width}, with a modality whose "
+                "conditioning is true, or None"
+            )
 
     @property
     def used_axes(self) -> list[bool]:

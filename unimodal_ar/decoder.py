@@ -125,12 +125,14 @@ class NoPosition(nn.Module):
 
 class AxialRotary(NoPosition):
     """Rotary embedding (arXiv 2104.09864) whose pairs of channels are shared out among t, h and w. With all of them on
-    t it is Llama's."""
+    t it is Llama's. A position without a place (h is -1) gets queries and keys of zero, so that all attend to it alike
+    (LlamaGen, arXiv 2406.06525)."""
 
     def forward(self, embeds: Tensor, coords: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         angles = self.angles(coords, cast(int, self.config.head_dim) // 2)[:, None]
         angles = torch.cat([angles, angles], -1)
-        return embeds, (angles.cos().to(embeds.dtype), angles.sin().to(embeds.dtype))
+        placed = (coords[:, None, :, 1:2] >= 0).to(embeds.dtype)
+        return embeds, (angles.cos().to(embeds.dtype) * placed, angles.sin().to(embeds.dtype) * placed)
 
 
 class Sinusoidal(NoPosition):
@@ -287,6 +289,10 @@ class UnimodalARDecoder(UnimodalARPreTrainedModel):
         self.norm = NORMS[config.norm](config.hidden_size, eps=config.norm_eps)
         size = config.conditioning_size
         self.modulation = Modulation(size, config.hidden_size, 2) if size else None
+        places = config.conditioning_positions
+        if places and not size:
+            raise ValueError(f"conditioning_positions is {places}; it needs a conditioning_size, which is {size}")
+        self.conditioning_table = nn.Embedding(places, cast(int, size)) if places else None
         self.post_init()
 
     def forward(
@@ -304,31 +310,33 @@ class UnimodalARDecoder(UnimodalARPreTrainedModel):
             inputs_embeds: [B, L, H].
             attention_mask: an AttentionPattern; or what the attention kernel itself takes ([B or 1, 1, L, S] bool, True
                 = may attend, over S cached and new keys; a BlockMask for flex_attention); None: causal.
-            position_ids: [B or 1, L] long, taken as t with h = w = 0; None: they count on from the cache.
+            position_ids: [B or 1, L] long, running numbers; None: they count on from the cache.
             past_key_values: a transformers Cache that is read and extended, or None.
-            coords: [B or 1, L, 3], (t, h, w) of each position, instead of `position_ids`.
-            conditioning: [B, C], or [B, L, C] where it differs by position; needed iff `conditioning_size` is set.
+            coords: [B or 1, L, 3], (t, h, w) of each position; None: t is the running number, h = w = 0.
+            conditioning: [B, C], or [B, L or 1, C] where it differs by position; needed iff `conditioning_size` is set.
 
         Raises:
-            ValueError: conditioning is missing, or given to a decoder without adaptive norms.
+            ValueError: conditioning is missing, or given to a decoder without adaptive norms; more positions than
+                `conditioning_positions`.
         """
         if (conditioning is None) != (self.modulation is None):
             raise ValueError(
                 f"conditioning is {'missing' if conditioning is None else 'given'}; the decoder's conditioning_size is "
                 f"{self.config.conditioning_size}"
             )
-        if conditioning is not None and conditioning.dim() == 2:
-            conditioning = conditioning[:, None]
         length, device = inputs_embeds.shape[1], inputs_embeds.device
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=device)[None]
+        if conditioning is not None:
+            conditioning = self._conditioning(conditioning, position_ids, past + length)
         if attention_mask is None:
             attention_mask = AttentionPattern(torch.arange(past + length, device=device), length, sequential=True)
         is_causal = False
         if isinstance(attention_mask, AttentionPattern):
             attention_mask, is_causal = attention_mask.resolve(self.config._attn_implementation or "eager")
         if coords is None:
-            t = torch.arange(past, past + length, device=device)[None] if position_ids is None else position_ids
-            coords = F.pad(t[..., None], (0, 2))
+            coords = F.pad(position_ids[..., None], (0, 2))
         x, rotary = self.position(inputs_embeds, coords)
         for layer in self.layers:
             x = layer(x, attention_mask, is_causal, rotary, past_key_values=past_key_values, conditioning=conditioning)
@@ -337,6 +345,18 @@ class UnimodalARDecoder(UnimodalARPreTrainedModel):
             shift, scale = self.modulation(conditioning)
             x = x * (1 + scale) + shift
         return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values)
+
+    def _conditioning(self, conditioning: Tensor, position_ids: Tensor, length: int) -> Tensor:
+        """[B, L or 1, C], with what the positions add."""
+        conditioning = conditioning[:, None] if conditioning.dim() == 2 else conditioning
+        if self.conditioning_table is None:
+            return conditioning
+        if length > self.conditioning_table.num_embeddings:
+            raise ValueError(
+                f"the sequence has {length} positions; backbone.conditioning_positions is "
+                f"{self.conditioning_table.num_embeddings}"
+            )
+        return conditioning + self.conditioning_table(position_ids).to(conditioning.dtype)
 
 
 def _share(total: int, shares: list[float]) -> list[int]:

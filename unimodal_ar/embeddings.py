@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .configuration import ModalityOptions
 from .layout import Layout
+from .merging import CodeMerge
+from .modality import ModalityOptions
 from .schema import ContinuousElement, DiscreteElement
+from .segment import Grid
 from .sequence import leading_padding
 
 
@@ -45,26 +47,48 @@ class CoordinateEmbedding(nn.Module):
         return self.proj(features.to(self.proj.weight.dtype))
 
 
+class PositionTable(nn.Module):
+    """A learned vector for every place of a grid: coords [..., 3] -> [..., H]."""
+
+    def __init__(self, hidden_size: int, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Embedding(grid[0] * grid[1] * grid[2], hidden_size)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        _, height, width = self.grid
+        coords = coords.clamp(min=0)  # padding, which nobody reads, lies before the grid
+        return self.table((coords[..., 0] * height + coords[..., 1]) * width + coords[..., 2])
+
+
 class Embedding(nn.Module):
     """Turns values of one modality into inputs of the backbone; a subclass embeds one kind of element.
 
     A place that reads nothing (the start, or a source of which no value is observed) gets the start vector, which thus
-    stands for "nothing is known here".
+    stands for "nothing is known here". It is a parameter, or handed in from the context (`start` [B, 1, H]).
     """
 
     def __init__(self, hidden_size: int, options: ModalityOptions) -> None:
         super().__init__()
+        self.start_kind = options.start
+        self.codes = options.element.codes if isinstance(options.element, DiscreteElement) else 0
         self.start = nn.Parameter(torch.empty(hidden_size)) if options.start == "learned" else None
         self.null = nn.Parameter(torch.empty(hidden_size)) if options.null_probability > 0 else None
         self.covariates = nn.Linear(options.covariates, hidden_size) if options.covariates else None
-        needs_position = options.head is not None and options.has_shared_sources
-        self.target_position = CoordinateEmbedding(hidden_size) if needs_position else None
+        self.absolute_position = PositionTable(hidden_size, options.grid) if options.absolute_positions else None
+        self.target_position: nn.Module | None = None
+        if options.target_positions == "learned":
+            self.target_position = PositionTable(hidden_size, options.grid)
+        elif options.target_positions or (options.head is not None and options.has_shared_sources):
+            self.target_position = CoordinateEmbedding(hidden_size)
 
     def embed(self, values: Tensor, observed: Tensor) -> Tensor:
         """Values [B, n, ...] with observed [B, n] or [B, n, D] -> [B, n, H]; unobserved values are not read."""
         raise NotImplementedError
 
-    def read(self, values: Tensor, observed: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def read(
+        self, values: Tensor, layout: Layout, observed: Tensor, places: Tensor, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Embeds the elements at raster indices `places` [n], -1 for the start.
 
         Returns:
@@ -73,8 +97,17 @@ class Embedding(nn.Module):
         index = places.clamp(min=0)
         seen = observed[:, index]
         known = (seen if seen.dim() == 2 else seen.any(-1)) & (places >= 0)
-        embeds = self.embed(values[:, index], seen)
-        nothing = embeds.new_zeros(()) if self.start is None else self.start.to(embeds.dtype)
+        values = values[:, index]
+        if self.codes == 1 and values.dim() == 3:  # a group of codes is the mean of its codes (NPP, arXiv 2412.15321)
+            each = self.embed(values.flatten(1), seen.repeat_interleave(values.shape[2], 1))
+            embeds = each.unflatten(1, values.shape[1:]).mean(2)
+        else:
+            embeds = self.embed(values, seen)
+        if self.absolute_position is not None:
+            coords = _after_padding(layout.coords_of(index), observed, layout)
+            embeds = embeds + self.absolute_position(coords).to(embeds.dtype)
+        start = self.start if start is None else start
+        nothing = embeds.new_zeros(()) if start is None else start.to(embeds.dtype)
         return torch.where(known[..., None], embeds, nothing), known
 
     def inputs(
@@ -84,23 +117,24 @@ class Embedding(nn.Module):
         observed: Tensor | None = None,
         covariates: Tensor | None = None,
         places: slice = slice(None),
+        start: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The inputs at which elements are predicted (teacher forcing), in generation order.
 
         Args:
             values: [B, N, ...] in raster order; observed: bool mask of it or None; covariates: [B, N, F] or None.
             places: which n places of the generation order; all by default.
+            start: [B, 1, H], what the first block reads where that is the context's embedding.
 
         Returns:
             embeddings [B, n, H], and [B, n] bool: whether the source was known.
         """
         observed = _all_observed(values) if observed is None else observed
-        embeds, known = self.read(values, observed, layout.source[places])
+        embeds, known = self.read(values, layout, observed, layout.source[places], start)
         embeds = self._with_covariates(embeds, covariates, layout.index[places])
         if self.target_position is not None:
-            seen = observed if observed.dim() == 2 else observed.any(-1)
-            first = nn.functional.pad(leading_padding(seen, layout)[:, None, None], (0, 2))  # padding must not shift t
-            embeds = embeds + self.target_position(layout.coords[None, places] - first).to(embeds.dtype)
+            coords = _after_padding(layout.coords[places], observed, layout)
+            embeds = embeds + self.target_position(coords).to(embeds.dtype)
         return embeds, known
 
     def next_inputs(
@@ -110,9 +144,10 @@ class Embedding(nn.Module):
         block: int,
         observed: Tensor | None = None,
         covariates: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The same for block number `block` alone; of the values only those of earlier blocks are read."""
-        return self.inputs(values_so_far, layout, observed, covariates, layout.block_range(block))
+        return self.inputs(values_so_far, layout, observed, covariates, layout.block_range(block), start)
 
     def context(
         self,
@@ -120,11 +155,11 @@ class Embedding(nn.Module):
         layout: Layout,
         observed: Tensor | None = None,
         covariates: Tensor | None = None,
-        places: slice = slice(None),
+        places: slice | Tensor = slice(None),
     ) -> tuple[Tensor, Tensor]:
         """Each element's own value at its own place, in generation order: [B, n, H], and [B, n] bool."""
         observed = _all_observed(values) if observed is None else observed
-        embeds, known = self.read(values, observed, layout.index[places])
+        embeds, known = self.read(values, layout, observed, layout.index[places])
         return self._with_covariates(embeds, covariates, layout.index[places]), known
 
     def _with_covariates(self, embeds: Tensor, covariates: Tensor | None, index: Tensor) -> Tensor:
@@ -142,17 +177,21 @@ class Embedding(nn.Module):
 
 
 class DiscreteEmbedding(Embedding):
-    """A table per codebook; an element of several codes is the sum of its codes' vectors."""
+    """A table per codebook; an element of several codes is the sum of its codes' vectors, or, where they are of one
+    codebook, merges them."""
 
     def __init__(self, hidden_size: int, options: ModalityOptions) -> None:
         super().__init__(hidden_size, options)
         element = cast(DiscreteElement, options.element)
         self.codes, self.vocab_size = element.codes, element.vocab_size
-        self.table = nn.Embedding(self.codes * self.vocab_size, hidden_size)
+        self.merge = CodeMerge(hidden_size, element.codes) if element.merge else None
+        self.table = nn.Embedding((1 if element.merge else self.codes) * self.vocab_size, hidden_size)
 
     def embed(self, values: Tensor, observed: Tensor) -> Tensor:
         codes = values if values.dim() == 3 else values[..., None]
         codes = torch.where(observed[..., None], codes, 0)
+        if self.merge is not None:
+            return self.merge(self.table(codes))
         offsets = torch.arange(self.codes, device=values.device) * self.vocab_size
         return self.table(codes + offsets).sum(-2)
 
@@ -182,3 +221,9 @@ def build_embedding(hidden_size: int, options: ModalityOptions) -> Any:
 
 def _all_observed(values: Tensor) -> Tensor:
     return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+
+
+def _after_padding(coords: Tensor, observed: Tensor, layout: Layout) -> Tensor:
+    """[n, 3] -> [B, n, 3]: t counts from the first slice with anything observed, so that padding does not shift it."""
+    seen = observed if observed.dim() == 2 else observed.any(-1)
+    return coords[None] - nn.functional.pad(leading_padding(seen, layout)[:, None, None], (0, 2))

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .adapters import AutoAdapter, Series, TimeSeriesAdapter, last_steps, read_series, stack_series
-from .configuration import ModalityOptions
 from .layout import ORDERS, Layout
+from .modality import ModalityOptions
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
 from .schema import ContinuousElement, unknown_key

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -53,6 +53,32 @@ def _random(grid: Grid, generator: torch.Generator | None) -> tuple[Tensor, None
     return torch.randperm(_count(grid), generator=generator), None
 
 
+@register_order("neighbor")
+def _neighbor(grid: Grid, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """From the first corner outwards, all elements of one Manhattan distance together (NAR, arXiv 2503.10696)."""
+    distance = _unravel(torch.arange(_count(grid)), grid).sum(-1)
+    index = distance.argsort(stable=True)
+    return index, distance[index]
+
+
+def _strided(grid: Grid, generator: torch.Generator | None, regions: int) -> tuple[Tensor, Tensor]:
+    """Each frame is cut into regions x regions parts. Their first elements come one by one, then the elements at the
+    second place of every region together, and so on in raster order: what is drawn together is far apart (PAR,
+    arXiv 2412.15119)."""
+    frames, height, width = grid
+    if height % regions or width % regions:
+        raise ValueError(f"grid is {grid}; this order cuts frames into {regions} x {regions} regions of equal size")
+    cell = (1, height // regions, width // regions)
+    index = cells(grid, cell).view(frames, regions**2, -1).transpose(1, 2)
+    blocks = torch.ones(frames, *index.shape[1:], dtype=torch.long)
+    blocks[:, 1:, 1:] = 0  # from the second place on only the first region's element begins a block
+    return index.flatten(), blocks.flatten().cumsum(0) - 1
+
+
+register_order("strided")(partial(_strided, regions=2))
+register_order("strided_4x4")(partial(_strided, regions=4))
+
+
 @dataclass(frozen=True)
 class Layout:
     """An ordered partition of a grid's elements into blocks.
@@ -78,6 +104,7 @@ class Layout:
         order: str = "raster",
         block: Block = None,
         generator: torch.Generator | None = None,
+        known: Tensor | None = None,
     ) -> Layout:
         """Builds the layout of a grid.
 
@@ -89,9 +116,11 @@ class Layout:
                 (t, h, w) or `{"cell": [t, h, w]}`. With rows, frames and cells it is these that are put in order;
                 inside them elements stay in raster order.
             generator: source of randomness for random orders; None uses torch's global one.
+            known: [N] bool in raster order, for random orders: these elements come first, in blocks of their own.
 
         Raises:
-            ValueError: an empty grid, an unknown order, sizes that do not add up, a cell that does not divide the grid.
+            ValueError: an empty grid, an unknown order, sizes that do not add up, a cell that does not divide the grid,
+                `known` with an order that is not random or with a part of a cell.
         """
         grid = check_grid(grid)
         if not isinstance(order, str) or order not in ORDERS:
@@ -102,8 +131,11 @@ class Layout:
             permutation, own_blocks = ORDERS[order].function(units, generator)
             if own_blocks is None:
                 own_blocks = torch.arange(len(permutation))
-            index = _raster_of_cells(grid, cell)[permutation].flatten()
-            sizes = _sizes(block, len(index))
+            first = 0
+            if known is not None:
+                permutation, first = _known_first(permutation, known.cpu(), order, grid, cell)
+            index = cells(grid, cell)[permutation].flatten()
+            sizes = _sizes(block, len(index), first)
             if sizes is None:
                 numbers = own_blocks.repeat_interleave(_count(cell))
             else:
@@ -137,9 +169,30 @@ class Layout:
         return len(torch.unique(pairs, dim=0)) < len(self)
 
     @cached_property
+    def unread(self) -> Tensor:
+        """[E] long: places in generation order whose element is the source of none in the block after its own."""
+        read = torch.zeros(len(self) + 1, dtype=torch.bool, device=self.source.device)
+        read[self.source] = True  # -1, the start, is the one at the end
+        return (~read[self.index] & (self.block < self.num_blocks - 1)).nonzero().flatten()
+
+    @cached_property
+    def _shown(self) -> list[int]:
+        """How many of `unread` lie before each block."""
+        counts = torch.bincount(self.block[self.unread], minlength=self.num_blocks)
+        return [0, *accumulate(counts.tolist())]
+
+    def unread_range(self, first: int, last: int) -> Tensor:
+        """[E] long: the `unread` of blocks first..last-1."""
+        return self.unread[self._shown[max(first, 0)] : self._shown[max(last, 0)]]
+
+    @cached_property
     def source_coords(self) -> Tensor:
         """[N, 3] long: coordinates of each element's source; a start has those of the element itself."""
-        return _unravel(torch.where(self.source < 0, self.index, self.source), self.grid)
+        return self.coords_of(torch.where(self.source < 0, self.index, self.source))
+
+    def coords_of(self, index: Tensor) -> Tensor:
+        """[n] raster indices -> [n, 3] coordinates (t, h, w)."""
+        return _unravel(index, self.grid)
 
     def block_range(self, first: int, last: int | None = None) -> slice:
         """The places in generation order of blocks first..last-1 (`last` None: of block `first` alone)."""
@@ -155,7 +208,10 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         tensors = (self.index, self.block, self.source, self.coords)
-        return Layout(self.grid, *(tensor.to(device) for tensor in tensors))
+        moved = Layout(self.grid, *(tensor.to(device) for tensor in tensors))
+        # Counted where it is cheap: on an accelerator the host would wait for the answers.
+        moved.__dict__.update(block_sizes=self.block_sizes, unread=self.unread.to(device), _shown=self._shown)
+        return moved
 
 
 @lru_cache(maxsize=256)
@@ -190,14 +246,29 @@ def _cell(block: Block, grid: Grid) -> Grid:
     return block[0], block[1], block[2]
 
 
-def _sizes(block: Block, n: int) -> list[int] | None:
-    """The sizes of the blocks where `block` gives them as a number or a list, else None."""
+def _known_first(permutation: Tensor, known: Tensor, order: str, grid: Grid, cell: Grid) -> tuple[Tensor, int]:
+    """The permutation with the known units in front, and how many elements these are."""
+    if not ORDERS[order].random:
+        raise ValueError(f"order is {order!r}; only in random orders can what is known come first")
+    if known.dtype != torch.bool or tuple(known.shape) != (_count(grid),):
+        raise ValueError(f"known is {known.dtype} of shape {list(known.shape)}; it must be torch.bool [{_count(grid)}]")
+    units = known[cells(grid, cell)]
+    whole = units.all(1)
+    if bool((units.any(1) & ~whole).any()):
+        raise ValueError(f"a part of a cell {cell} is known; known elements must make up whole cells")
+    ahead = whole[permutation]
+    return torch.cat([permutation[ahead], permutation[~ahead]]), int(whole.sum()) * _count(cell)
+
+
+def _sizes(block: Block, n: int, first: int = 0) -> list[int] | None:
+    """The sizes of the blocks where `block` gives them as a number or a list, else None. Blocks of a number begin anew
+    after the `first` elements."""
     if isinstance(block, bool) or not isinstance(block, (int, list, tuple, str, Mapping, type(None))):
         raise ValueError(f"block is {block!r}; it must be None, an int, a list of sizes, a name or a cell (t, h, w)")
     if isinstance(block, int):
         if block < 1:
             raise ValueError(f"block is {block}; a block must have at least 1 element")
-        return [block] * (n // block) + ([n % block] if n % block else [])
+        return [min(block, part - start) for part in (first, n - first) for start in range(0, part, block)]
     if isinstance(block, list):
         if any(not isinstance(size, int) or size < 1 for size in block) or sum(block) != n:
             raise ValueError(
@@ -208,8 +279,9 @@ def _sizes(block: Block, n: int) -> list[int] | None:
     return None
 
 
-def _raster_of_cells(grid: Grid, cell: Grid) -> Tensor:
-    """[cells, elements per cell] raster indices, cells and elements in raster order."""
+def cells(grid: Grid, cell: Grid) -> Tensor:
+    """[cells, elements per cell] raster indices of what each cell of a grid holds, cells and elements in raster order.
+    The cell's sizes must divide the grid's."""
     (gt, gh, gw), (ct, ch, cw) = grid, cell
     raster = torch.arange(_count(grid)).view(gt // ct, ct, gh // ch, ch, gw // cw, cw)
     return raster.permute(0, 2, 4, 1, 3, 5).reshape(-1, _count(cell))

@@ -5,7 +5,7 @@ Shapes: B batch, N elements of a segment, H width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,12 +15,14 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from .backbone import build_backbone
-from .configuration import ModalityOptions, UnimodalARConfig, check_part
+from .configuration import UnimodalARConfig
+from .curriculum import Curriculum, grouped
 from .decoder import UnimodalARPreTrainedModel
 from .embeddings import build_embedding
 from .generation import UnimodalARGenerationConfig, UnimodalARGenerationMixin
 from .heads import build_head
 from .layout import ORDERS, Layout, cached_layout
+from .modality import ModalityOptions, check_part
 from .objectives import OBJECTIVES, Objective
 from .objectives.base import TrainingPlan
 from .objectives.next_block import context_part, seen_before
@@ -44,6 +46,18 @@ class UnimodalAROutput(ModelOutput):
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     element_losses: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A target segment in a forward pass: its positions begin at `offset`. `members` [N, G]: the raster indices of the
+    codes in each of the plan's elements where codes are grouped."""
+
+    segment: Segment
+    layout: Layout
+    plan: TrainingPlan
+    offset: int
+    members: Tensor | None
 
 
 class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMixin):
@@ -73,6 +87,7 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             self.objectives[name] = OBJECTIVES[part["kind"]](
                 check_part(part, OBJECTIVES, f"modalities.{name}.objective")
             )
+        self.curricula = {name: Curriculum() for name in generated}
         self.post_init()
 
     @classmethod
@@ -105,21 +120,29 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         """The embedding of the first modality: continuous models have no single token table."""
         return next(iter(self.embeddings.values()))
 
-    def layout(self, modality: str, grid: Grid) -> Layout:
+    def layout(self, modality: str, grid: Grid, known: Tensor | None = None) -> Layout:
         """The modality's layout of `grid`. A random order is drawn anew from torch's generator while training, and is
-        the fixed one of `layout.seed` otherwise, so that likelihoods and samples belong to one joint distribution."""
+        the fixed one of `layout.seed` otherwise, so that likelihoods and samples belong to one joint distribution.
+        `known` [N] bool, for random orders: what comes first (see `Layout.from_grid`)."""
         options = self.options[modality].layout
         block: Any = tuple(options.block["cell"]) if isinstance(options.block, dict) else options.block
-        if ORDERS[options.order].random and self.training:
-            return Layout.from_grid(grid, options.order, block).to(self.device)
-        if isinstance(block, list):
-            return Layout.from_grid(grid, options.order, block, torch.Generator().manual_seed(options.seed)).to(
-                self.device
-            )
-        return cached_layout(grid, options.order, block, options.seed, self.device)
+        order = options.order
+        chance = self.curricula[modality].random_order if self.training and modality in self.curricula else 0.0
+        if chance and float(torch.rand(())) < chance:
+            order = "random"
+        if self.training and ORDERS[order].random:
+            return Layout.from_grid(grid, order, block, known=known).to(self.device)
+        if isinstance(block, list) or known is not None:
+            generator = torch.Generator().manual_seed(options.seed)
+            return Layout.from_grid(grid, order, block, generator, known).to(self.device)
+        return cached_layout(grid, order, block, options.seed, self.device)
 
     def forward(
-        self, segments: Sequence[Segment], num_items_in_batch: Tensor | int | None = None, **unknown: Any
+        self,
+        segments: Sequence[Segment],
+        num_items_in_batch: Tensor | int | None = None,
+        layouts: Mapping[str, Layout] | None = None,
+        **unknown: Any,
     ) -> UnimodalAROutput:
         """Losses of all target segments, in one pass.
 
@@ -127,13 +150,14 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             segments: the sequence; every segment with `target=True` is predicted from what comes before it.
             num_items_in_batch: what to divide the summed loss by (all predicted elements of an accumulated batch, see
                 `count_items`); None: those of this batch.
+            layouts: by modality, what to use instead of the configuration's (likelihoods in another order).
 
         Raises:
             ValueError: a segment does not fit the configuration; the message names it.
         """
         if unknown:
             raise ValueError(
-                f"forward got the unknown arguments {sorted(unknown)}; it takes segments, num_items_in_batch"
+                f"forward got the unknown arguments {sorted(unknown)}; it takes segments, num_items_in_batch, layouts"
             )
         if isinstance(segments, (Segment, Tensor)) or not all(isinstance(segment, Segment) for segment in segments):
             raise ValueError(f"segments is a {type(segments).__name__}; it must be a list of Segment")
@@ -141,26 +165,61 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             sizes = {segment.modality: segment.batch_size for segment in segments}
             raise ValueError(f"segments have batches of {sizes}; all must be of one size")
         parts: list[Part] = []
-        jobs: list[tuple[Segment, Layout, TrainingPlan, int]] = []
+        jobs: list[_Job] = []
+        start = conditioning = None
         for number, segment in enumerate(segments):
-            layout = self.check_segment(segment)
+            following = segments[number + 1] if number + 1 < len(segments) else None
             if not segment.target:
-                parts.append(self.context_part(segment, layout))
+                part = self.context_part(segment)
+                conditioning = self.add_conditioning(conditioning, segment, part, segments[:number])
+                start = self.start_of(following.modality if following and following.target else None, part)
+                parts += [] if start is not None else [part]
                 continue
-            embedding, objective = self.embeddings[segment.modality], self.objectives[segment.modality]
-            plan = objective.training_plan(embedding, segment, layout, last=number == len(segments) - 1)
-            jobs.append((segment, layout, plan, sum(part.embeds.shape[1] for part in parts)))
+            shown, members = self._grouped(segment)
+            layout = self._chosen(layouts or {}, shown)
+            offset = sum(part.embeds.shape[1] for part in parts)
+            plan = self._plan(shown, layout, following is None, start)
+            jobs.append(_Job(segment, layout, plan, offset, members))
             parts.extend(plan.parts)
+            start = None
         if not jobs:
             raise ValueError("no segment has target=True; forward needs at least one to compute a loss")
-        hidden = self.backbone(Cursor().place(parts))
-        return self._reduce([(job[0], *self._losses(hidden, *job)) for job in jobs], num_items_in_batch)
+        hidden = self.backbone(Cursor().place(parts), conditioning=conditioning)
+        return self._reduce([(job.segment, *self._losses(hidden, job)) for job in jobs], num_items_in_batch)
+
+    def _chosen(self, layouts: Mapping[str, Layout], segment: Segment) -> Layout:
+        for name in layouts:
+            if name not in self.heads:
+                raise ValueError(f"layouts has the key {name!r}; this model generates {sorted(self.heads)}")
+        layout = layouts.get(segment.modality)
+        if layout is None:
+            return self.layout(segment.modality, segment.grid)
+        if layout.grid != segment.grid:
+            raise ValueError(
+                f"layouts[{segment.modality!r}] is of the grid {layout.grid}; the segment's is {segment.grid}"
+            )
+        return layout.to(self.device)
+
+    def _plan(self, segment: Segment, layout: Layout, last: bool, start: Tensor | None) -> TrainingPlan:
+        self.check_start(segment.modality, start)
+        embedding, objective = self.embeddings[segment.modality], self.objectives[segment.modality]
+        return objective.training_plan(embedding, segment, layout, last, start)
+
+    def _grouped(self, segment: Segment) -> tuple[Segment, Tensor | None]:
+        """A checked segment as it is shown in training, and the members of its groups where codes are grouped."""
+        self.check_segment(segment)
+        size = self.curricula[segment.modality].group if self.training else 1
+        if size == 1:
+            return segment, None
+        if self.options[segment.modality].start == "none":
+            raise ValueError(f"group of {segment.modality!r} is {size}; codes are grouped only where there is a start")
+        return grouped(segment, size)
 
     def count_items(self, segments: Sequence[Segment]) -> Tensor:
         """Scalar: how many elements of `segments` are predicted, each counted by its observed fraction."""
         total = torch.zeros((), device=segments[0].values.device)
         for segment in segments:
-            if segment.target and self.options[segment.modality].start == "learned":
+            if segment.target and self.options[segment.modality].start != "none":
                 total = total + segment.observed_fraction.sum()
             elif segment.target:  # nothing is predicted before something was seen
                 layout = self.layout(segment.modality, segment.grid).to(segment.values.device)
@@ -168,8 +227,8 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
                 total = total + (layout.gather(segment.observed_fraction) * seen).sum()
         return total
 
-    def check_segment(self, segment: Segment) -> Layout:
-        """The layout of a segment that fits the configuration; raises ValueError naming what does not."""
+    def check_segment(self, segment: Segment) -> None:
+        """Raises ValueError naming what does not fit the configuration."""
         options = self.options.get(segment.modality) or self.config.modality(segment.modality)  # which raises
         if segment.target and options.head is None:
             raise ValueError(
@@ -195,29 +254,82 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             raise ValueError(
                 f"covariates of {segment.modality!r} have {features} features; this model wants {options.covariates}"
             )
-        return self.layout(segment.modality, segment.grid)
+        self._check_grid(segment)
 
-    def context_part(self, segment: Segment, layout: Layout) -> Part:
-        """A context segment's positions; in training it is replaced by the null vector with `null_probability`."""
+    def _check_grid(self, segment: Segment) -> None:
+        """Raises ValueError where a grid other than the configured one cannot be had."""
+        name, options = segment.modality, self.options[segment.modality]
+        if segment.grid == options.grid:
+            return
+        embedding: Any = self.embeddings[name]
+        if options.head and embedding.target_position is None and self.layout(name, segment.grid).shares_source:
+            raise ValueError(
+                f"grid of {name!r} is {segment.grid}, where elements of a block read the same source, unlike on "
+                f"{options.grid}; to tell them apart the modality needs target_positions"
+            )
+        if options.is_bound_to_grid and any(a > b for a, b in zip(segment.grid, options.grid, strict=True)):
+            raise ValueError(
+                f"grid of {segment.modality!r} is {segment.grid}; its learned positions end at {options.grid}"
+            )
+
+    def context_part(self, segment: Segment, null: bool = False) -> Part:
+        """A checked context segment's positions. It is replaced by the null vector where `null` asks for it, and in
+        training with `null_probability`."""
+        self.check_segment(segment)
         embedding: Any = self.embeddings[segment.modality]
-        part = context_part(embedding, segment, layout)
-        if self.training and embedding.null is not None:
+        part = context_part(embedding, segment, self.layout(segment.modality, segment.grid))
+        if embedding.null is None or not (null or self.training):
+            return part
+        replaced = torch.tensor(True, device=self.device)
+        if not null:
             drawn = torch.rand(segment.batch_size, 1, 1, device=part.embeds.device)
-            keep = drawn >= self.options[segment.modality].null_probability
-            part = replace(part, embeds=torch.where(keep, part.embeds, embedding.null.to(part.embeds.dtype)))
-        return part
+            replaced = drawn < self.options[segment.modality].null_probability
+        return replace(part, embeds=torch.where(replaced, embedding.null.to(part.embeds.dtype), part.embeds))
 
-    def _losses(
-        self, hidden: Tensor, segment: Segment, layout: Layout, plan: TrainingPlan, offset: int
-    ) -> tuple[Tensor, Tensor]:
+    def add_conditioning(
+        self, conditioning: Tensor | None, segment: Segment, part: Part, before: Sequence[Segment]
+    ) -> Tensor | None:
+        """What the adaptive norms of all positions are given [B, 1, H], with what a context segment adds to it."""
+        if not self.options[segment.modality].conditioning:
+            return conditioning
+        if any(earlier.target for earlier in before):
+            raise ValueError(
+                f"context {segment.modality!r} comes after a target; what conditions norms acts on the whole sequence, "
+                "so it must come before all targets"
+            )
+        pooled = part.embeds.mean(1, keepdim=True)
+        return pooled if conditioning is None else conditioning + pooled
+
+    def start_of(self, following: str | None, part: Part) -> Tensor | None:
+        """[B, 1, H], the context's embedding where the target `following` it starts from it, else None."""
+        if following not in self.options or self.options[following].start != "context":
+            return None
+        if part.embeds.shape[1] != 1:
+            raise ValueError(
+                f"the context before {following!r} has {part.embeds.shape[1]} elements; with start 'context' it must "
+                "have 1"
+            )
+        return part.embeds
+
+    def check_start(self, target: str, start: Tensor | None) -> None:
+        """Raises ValueError where a target that starts from its context has none right before it."""
+        if self.options[target].start == "context" and start is None:
+            raise ValueError(f"start of {target!r} is 'context'; a context segment must come right before it")
+
+    def _losses(self, hidden: Tensor, job: _Job) -> tuple[Tensor, Tensor]:
         """Element losses and weights, [B, N] each, in raster order."""
-        hidden = hidden[:, offset + plan.places.start : offset + plan.places.stop]
-        index = layout.index[plan.elements]
-        observed = plan.predicted if segment.observed is None else segment.observed[:, index]
+        segment, plan = job.segment, job.plan
+        hidden, predicted = hidden[:, job.offset :][:, plan.places], plan.predicted
+        index = job.layout.index[plan.elements]
+        if job.members is not None:
+            size = job.members.shape[1]
+            hidden, predicted = hidden.repeat_interleave(size, 1), predicted.repeat_interleave(size, 1)
+            index = job.members[index].flatten()
+        observed = predicted if segment.observed is None else segment.observed[:, index]
         head = cast(Any, self.heads[segment.modality])
         loss = head.loss(hidden, segment.values[:, index], observed)
-        weight = segment.observed_fraction[:, index] * plan.predicted
-        loss = torch.where(plan.predicted, loss, 0)
+        weight = segment.observed_fraction[:, index] * predicted
+        loss = torch.where(predicted, loss, 0)
         full = loss.new_zeros(segment.values.shape[:2])
         return full.index_copy(1, index, loss), full.index_copy(1, index, weight.to(loss.dtype))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, ValidationInfo, field_validator
 
 
 class Strict(BaseModel):
@@ -17,11 +17,25 @@ class Strict(BaseModel):
 
 
 class DiscreteElement(Strict):
-    """One code, or `codes` codes side by side, each out of `vocab_size`."""
+    """One code, or `codes` codes side by side, each out of `vocab_size`.
+
+    Args:
+        merge: the codes are of one codebook, at neighbouring places, and share one table and one projection
+            (Token-Shuffle, see `merging`). Without it each has its own of both, as the codes of several codebooks at
+            one place need.
+    """
 
     kind: Literal["discrete"]
     vocab_size: PositiveInt
     codes: PositiveInt = 1
+    merge: bool = False
+
+    @field_validator("merge")
+    @classmethod
+    def _several(cls, merge: bool, info: ValidationInfo) -> bool:
+        if merge and info.data.get("codes") == 1:
+            raise ValueError("codes is 1; only several codes per element can be merged")
+        return merge
 
 
 class ContinuousElement(Strict):
@@ -81,11 +95,11 @@ def _walk(annotation: Any, path: list[str]) -> tuple[Any, list[str]]:
         models = _models(annotation)
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         tagged = [model for model in models if _tag(model) == part]
-        if fields:
+        if tagged and len(models) > 1:  # looked at first: a tag may be called like a field
+            annotation = tagged[0]
+        elif fields:
             annotation = fields[0].annotation
             named.append(part)
-        elif tagged:
-            annotation = tagged[0]
         elif not models and _is_union(annotation):  # the part says which member complains
             annotation = None
         elif not models or get_origin(annotation) in (list, dict):

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import TimeSeriesAdapter
+from ..adapters import Adapter, TimeSeriesAdapter
 from ..configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from ..modeling import UnimodalARForGeneration
-from . import load, read_weights, rename
+from .weights import load, read_weights, rename
 
 MODALITY = "series"
 EPS = 1e-5  # of the LayerNorms, and of the scaling's variance
@@ -38,15 +38,14 @@ _LAYER = {
 _POSITIONS = "patch_embedding.position_embedding.pe"  # a table; ours is computed
 
 
-def load_timer(
-    path: str | os.PathLike[str], args: Mapping[str, Any]
-) -> tuple[UnimodalARForGeneration, TimeSeriesAdapter]:
+def load_timer(path: str | os.PathLike[str], **args: Any) -> tuple[UnimodalARForGeneration, list[Adapter]]:
     """`convert_timer` of a .safetensors or torch file (the released .ckpt is one).
 
     Raises:
         ValueError: as `convert_timer` and `read_weights`.
     """
-    return convert_timer(read_weights(path), args)
+    model, adapter = convert_timer(read_weights(path), args)
+    return model, [adapter]
 
 
 def convert_timer(

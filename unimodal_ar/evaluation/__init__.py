@@ -1,4 +1,4 @@
-"""Evaluation of forecasts: metrics, rolling windows, baselines and pictures."""
+"""Evaluation: of forecasts metrics, rolling windows, baselines and pictures; of images likelihoods and distances."""
 
 from __future__ import annotations
 
@@ -15,17 +15,24 @@ from unimodal_ar.evaluation.forecast import (
     seasonal_naive_error,
     weighted_quantile_loss,
 )
+from unimodal_ar.evaluation.frechet import format_metrics, frechet_distance, image_metrics
+from unimodal_ar.evaluation.likelihood import bits_per_dimension, nats_per_dimension
 from unimodal_ar.evaluation.plots import Panel, plot_forecast, plot_panels
 
 __all__ = [
     "Panel",
+    "bits_per_dimension",
     "coverage",
     "crps",
     "evaluate",
+    "format_metrics",
     "format_table",
+    "frechet_distance",
+    "image_metrics",
     "mae",
     "mase",
     "mse",
+    "nats_per_dimension",
     "plot_forecast",
     "plot_panels",
     "repeat_last",

@@ -5,9 +5,52 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pydantic import Field, model_validator
 from transformers import GenerationConfig
 
-from ..schema import unknown_key
+from ..schema import Strict, parse, unknown_key
+
+
+class IntervalSchedule(Strict):
+    """See `UnimodalARGenerationConfig`."""
+
+    start: float = Field(0.0, ge=0, le=1)
+    stop: float = Field(1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _increasing(self) -> IntervalSchedule:
+        if self.start > self.stop:
+            raise ValueError(f"start is {self.start} and stop {self.stop}; stop must not be less")
+        return self
+
+    def strength(self, block: int, blocks: int) -> float:
+        middle = (block + 0.5) / blocks  # so that rounding of the fractions decides nothing
+        return float(self.start < middle < self.stop)
+
+
+class CosineSchedule(Strict):
+    """See `UnimodalARGenerationConfig`."""
+
+    power: float = Field(gt=0, allow_inf_nan=False)
+
+    def strength(self, block: int, blocks: int) -> float:
+        return (1 - math.cos(math.pi * (block / blocks) ** self.power)) / 2
+
+
+SCHEDULES: dict[str, type[IntervalSchedule] | type[CosineSchedule]] = {
+    "interval": IntervalSchedule,
+    "cosine": CosineSchedule,
+}
+
+
+def _schedule(written: Any) -> IntervalSchedule | CosineSchedule:
+    """The schedule that is written down, checked."""
+    kind = written.get("kind") if isinstance(written, dict) else None
+    if kind not in list(SCHEDULES):
+        raise ValueError(
+            f"guidance_schedule is {written!r}; it must be None or a mapping whose 'kind' is one of {sorted(SCHEDULES)}"
+        )
+    return parse(SCHEDULES[kind], {key: value for key, value in written.items() if key != "kind"}, "guidance_schedule")
 
 
 class UnimodalARGenerationConfig(GenerationConfig):
@@ -19,9 +62,14 @@ class UnimodalARGenerationConfig(GenerationConfig):
         temperature: 0 for the mode or mean, 1 for the distribution itself.
         top_k, top_p: truncation of categorical heads; None: none.
         guidance_scale: classifier-free guidance; 1 is none.
+        guidance_schedule: how the scale changes over a target's blocks. None: it does not.
+            `{kind: interval, start: a, stop: b}`: blocks between these fractions of all blocks are guided, the others
+            are not (Kynkäänniemi et al., arXiv 2404.07724); a is 0 and b is 1 where they are left out.
+            `{kind: cosine, power: p}`: block i of n is guided by 1 + (scale - 1) (1 - cos(pi (i / n)^p)) / 2 (RAR,
+            arXiv 2411.00776).
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, a value out of range.
     """
 
     num_samples: int
@@ -30,6 +78,7 @@ class UnimodalARGenerationConfig(GenerationConfig):
     top_k: int | None
     top_p: float | None
     guidance_scale: float
+    guidance_schedule: dict[str, Any] | None
 
     _defaults = {
         "num_samples": 1,
@@ -38,6 +87,7 @@ class UnimodalARGenerationConfig(GenerationConfig):
         "top_k": None,
         "top_p": None,
         "guidance_scale": 1.0,
+        "guidance_schedule": None,
     }
 
     def __init__(self, **kwargs: Any) -> None:
@@ -65,6 +115,17 @@ class UnimodalARGenerationConfig(GenerationConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value!r}; it must be a number >= 0")
+
+        if self.guidance_schedule is not None:
+            _schedule(self.guidance_schedule)
+
+    def guidance_scales(self, blocks: int) -> list[float]:
+        """The scale by which each of a target's blocks is guided."""
+        scale = float(self.guidance_scale)
+        if self.guidance_schedule is None:
+            return [scale] * blocks
+        schedule = _schedule(self.guidance_schedule)
+        return [1 + (scale - 1) * schedule.strength(block, blocks) for block in range(blocks)]
 
     def updated(self, **changes: Any) -> UnimodalARGenerationConfig:
         """A copy in which every change that is not None holds."""

@@ -14,39 +14,57 @@ from ..sequence import Cursor, Part
 class CachedDecoding:
     """Appends positions to a cached sequence.
 
-    With `guidance_scale` other than 1 two sequences run side by side, the second without its context. Heads are linear
-    up to their first non-linearity, so that guiding hidden states guides logits or means:
-    uncond + scale * (cond - uncond) (arXiv 2207.12598).
+    A guided sequence has a counterpart without its context, which runs beside it in the same batch (classifier-free
+    guidance, arXiv 2207.12598).
+
+    Attributes:
+        guided: whether there is a counterpart.
+        scale: how far samples are guided away from the counterpart; it may change from block to block.
+        starts: what the first block reads, where that is the context's embedding, by sequence and counterpart.
+        conditioning: [B, 1, C] of the backbone's adaptive norms (the counterpart's below), or None.
     """
 
-    def __init__(self, backbone: Any, guidance_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        guided: bool = False,
+        starts: tuple[Tensor | None, ...] = (None,),
+        conditioning: Tensor | None = None,
+    ) -> None:
         self.backbone = backbone
-        self.guidance_scale = guidance_scale
+        self.guided, self.scale = guided, 1.0
+        self.starts, self.conditioning = starts, conditioning
         self.cache = backbone.new_cache()
         self.cursor = Cursor()
         self.rows = torch.arange(0)  # of the batch that is cached
 
-    def append(self, parts: list[Part], unconditional: list[Part] | None = None) -> Tensor:
-        """Runs the backbone on new positions and commits them; returns (guided) hidden states [B, n, H].
+    def append(self, *parts: list[Part]) -> tuple[Tensor, ...]:
+        """Runs the backbone on new positions and commits them; returns hidden states [B, n, H], and the counterpart's.
 
-        `unconditional` are the same positions as the sequence without context sees them (None: alike).
+        A second list holds the same positions as the counterpart sees them; without one they are alike.
         """
-        if self.guidance_scale != 1:
-            parts = [_stack(a, b) for a, b in zip(parts, unconditional or parts, strict=True)]
-        hidden = self.backbone(self.cursor.place(parts), past_key_values=self.cache)
+        new = [_stack(*pair) for pair in zip(parts[0], parts[-1], strict=True)] if self.guided else parts[0]
+        hidden = self.backbone(self.cursor.place(new), self.cache, self.conditioning)
         self.rows = torch.arange(len(hidden), device=hidden.device)
-        if self.guidance_scale == 1:
-            return hidden
-        conditional, free = hidden.chunk(2)
-        return free + self.guidance_scale * (conditional - free)
+        return hidden.chunk(2) if self.guided else (hidden,)
+
+    def sample(self, head: Any, hidden: tuple[Tensor, ...], **sampling: Any) -> Tensor:
+        """Values drawn by `head`."""
+        if self.guided:
+            return head.sample_guided(*hidden, self.scale, **sampling)
+        return head.sample(*hidden, **sampling)
 
     def repeat_interleave(self, repeats: int) -> None:
         """Every example `repeats` times. (Guided halves stay apart: each half is repeated in itself.)"""
-        if repeats > 1:
-            if self.cursor.length:
-                # Not `batch_repeat_interleave`, which the layers of bodies with a state lack.
-                self.cache.reorder_cache(self.rows.repeat_interleave(repeats))
-            self.cursor.repeat_interleave(repeats)
+        if repeats == 1:
+            return
+        if self.cursor.length:
+            # Not `batch_repeat_interleave`, which the layers of bodies with a state lack.
+            self.cache.reorder_cache(self.rows.repeat_interleave(repeats))
+        self.cursor.repeat_interleave(repeats)
+        self.starts = tuple(None if start is None else start.repeat_interleave(repeats, 0) for start in self.starts)
+        if self.conditioning is not None:
+            self.conditioning = self.conditioning.repeat_interleave(repeats, 0)
 
 
 def _stack(first: Part, second: Part) -> Part:

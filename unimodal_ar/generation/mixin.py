@@ -8,13 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..layout import Layout
+from ..layout import ORDERS, Layout
 from ..noise import Generator, SampleNoise
 from ..schema import DiscreteElement
 from ..segment import Grid, Segment, check_grid
@@ -31,7 +31,18 @@ class _Job:
     layout: Layout
     known: int
     decoding: CachedDecoding
+    scales: list[float]  # of guidance, by block
     sampling: dict[str, Any]
+
+
+@dataclass
+class _Side:
+    """What comes before the target, for the sequence or for its counterpart without context: positions, what the first
+    block reads, and what adaptive norms are given."""
+
+    parts: list[Part]
+    start: Tensor | None
+    conditioning: Tensor | None
 
 
 class UnimodalARGenerationMixin:
@@ -54,6 +65,7 @@ class UnimodalARGenerationMixin:
         guidance_scale: float | None = None,
         generator: Generator = None,
         known_blocks: int | None = None,
+        guidance_schedule: dict[str, Any] | None = None,
     ) -> Segment:
         """Draws a segment of modality `target`.
 
@@ -63,12 +75,14 @@ class UnimodalARGenerationMixin:
             target: the modality to generate.
             grid: (T, H, W) of the segment; None: that of `given`, else the modality's own.
             given: a segment of the target modality on the full grid; `observed` marks what is known. Its covariates
-                cover every element. Under next-block the known part must be whole leading blocks.
+                cover every element. Under next-block the known part must be whole leading blocks, or, in a random
+                order, whole cells or elements anywhere, the same in every example: they come first then.
             num_samples: S, samples per example.
             steps: denoising passes per block, for objectives that have them.
             temperature: 0 for the mode or mean, 1 for the model's own distribution.
             top_k, top_p: truncation, for categorical heads.
             guidance_scale: classifier-free guidance against the context's null vectors; 1: none.
+            guidance_schedule: how the scale changes from block to block, see `UnimodalARGenerationConfig`.
             generator: source of randomness; None: torch's global one. Sample i depends on it and i alone, not on the
                 batch. A `SampleNoise` names the samples' streams itself.
             known_blocks: how many leading blocks of `given` are past: what is unobserved there is missing and stays so.
@@ -131,15 +145,17 @@ class UnimodalARGenerationMixin:
         if not isinstance(context, (list, tuple)) or not all(isinstance(segment, Segment) for segment in context):
             raise ValueError(f"context is {context!r}; it must be a list of Segment, [] for none")
         context = [segment.to(self.device) for segment in context]
-        layouts = [self.check_segment(segment) for segment in context]
         options = self._sampling_options(arguments)
         segment, layout, known = self._target(arguments, context)
-        decoding = CachedDecoding(self.backbone, options.guidance_scale)
-        self._commit_context(context, layouts, decoding)
+        guided = options.guidance_scale != 1
+        sides = [self._context(context, segment.modality, null) for null in ((False, True) if guided else (False,))]
+        conditioning = None if sides[0].conditioning is None else torch.cat([side.conditioning for side in sides])
+        starts = (None,) if sides[0].start is None else tuple(side.start for side in sides)
+        decoding = CachedDecoding(self.backbone, guided, starts, conditioning)
         objective, embedding = self.objectives[segment.modality], self.embeddings[segment.modality]
-        parts = objective.known_parts(embedding, segment, layout, known)
-        if parts:
-            decoding.append(parts)
+        parts = [side.parts + objective.known_parts(embedding, segment, layout, known, side.start) for side in sides]
+        if parts[0]:
+            decoding.append(*parts)
         decoding.repeat_interleave(options.num_samples)
         segment = segment.repeat_interleave(options.num_samples)
         generator = arguments["generator"]
@@ -149,12 +165,13 @@ class UnimodalARGenerationMixin:
         sampling = {"generator": generator, "temperature": options.temperature}
         optional = {name: getattr(options, name) for name in ("top_k", "top_p", "steps")}
         sampling |= {name: value for name, value in optional.items() if value is not None}
-        return _Job(segment, layout, known, decoding, sampling)
+        return _Job(segment, layout, known, decoding, options.guidance_scales(layout.num_blocks), sampling)
 
     def _draw(self: Any, job: _Job, block: int) -> None:
         """Draws one block into the segment."""
         name = job.segment.modality
         objective, embedding, head = self.objectives[name], self.embeddings[name], self.heads[name]
+        job.decoding.scale = job.scales[block]
         drawn = objective.draw(job.decoding, embedding, head, job.segment, job.layout, block, **job.sampling)
         index = job.layout.index[job.layout.block_range(block)]
         job.segment.values[:, index] = drawn.to(job.segment.values.dtype)
@@ -202,8 +219,10 @@ class UnimodalARGenerationMixin:
                     f"segment {other.modality!r} has a batch of {other.batch_size}; the context has one of {batch}"
                 )
         segment = segment.replace(target=True)
-        layout = self.check_segment(segment)
-        known = 0 if given is None else _known_blocks(segment, layout, arguments["known_blocks"])
+        self.check_segment(segment)
+        first = None if given is None or arguments["known_blocks"] is not None else self._first(segment)
+        layout = self.layout(name, grid, first)
+        known = 0 if given is None else _known_blocks(segment, layout, arguments["known_blocks"], options.layout.order)
         if given is None and arguments["known_blocks"]:
             raise ValueError(f"known_blocks is {arguments['known_blocks']} without a given segment")
         if options.start == "none" and known == 0:
@@ -214,23 +233,38 @@ class UnimodalARGenerationMixin:
             observed = observed | (future if observed.dim() == 2 else future[..., None])
         return segment.replace(values=segment.values.clone(), observed=observed), layout, known
 
-    def _commit_context(self: Any, context: list[Segment], layouts: list[Layout], decoding: CachedDecoding) -> None:
-        parts: list[Part] = []
-        unconditional: list[Part] = []
-        for segment, layout in zip(context, layouts, strict=True):
-            embedding = self.embeddings[segment.modality]
+    def _context(self: Any, context: list[Segment], target: str, null: bool) -> _Side:
+        """`null`: with null vectors for what the target is conditioned on."""
+        side = _Side([], None, None)
+        for number, segment in enumerate(context):
+            following = context[number + 1] if number + 1 < len(context) else None
             if segment.target:
-                objective = self.objectives[segment.modality]
-                new = free = objective.known_parts(embedding, segment, layout, layout.num_blocks)
-            else:
-                new = free = [self.context_part(segment, layout)]
-                if embedding.null is not None:
-                    null = embedding.null.to(new[0].embeds.dtype).expand_as(new[0].embeds)
-                    free = [replace(new[0], embeds=null)]
-            parts += new
-            unconditional += free
-        if parts:
-            decoding.append(parts, unconditional)
+                layout = self._known(segment)
+                self.check_start(segment.modality, side.start)
+                objective, embedding = self.objectives[segment.modality], self.embeddings[segment.modality]
+                side.parts += objective.known_parts(embedding, segment, layout, layout.num_blocks, side.start)
+                side.start = None
+                continue
+            part = self.context_part(segment, null)
+            side.conditioning = self.add_conditioning(side.conditioning, segment, part, context[:number])
+            name = target if following is None else following.modality if following.target else None
+            side.start = self.start_of(name, part)
+            side.parts += [] if side.start is not None else [part]
+        self.check_start(target, side.start)
+        return side
+
+    def _first(self: Any, segment: Segment) -> Tensor | None:
+        """[N] bool: what comes first in generation, where the order is free to put what is known there."""
+        observed = segment.element_observed
+        if not ORDERS[self.options[segment.modality].layout.order].random or not bool(observed.any()):
+            return None
+        if not bool((observed == observed[0]).all()):
+            raise ValueError("given knows other elements in some examples of the batch; it must know the same in all")
+        return observed[0]
+
+    def _known(self: Any, segment: Segment) -> Layout:
+        self.check_segment(segment)
+        return self.layout(segment.modality, segment.grid)
 
 
 class _Evaluating:
@@ -256,7 +290,7 @@ def _empty(element: Any, batch: int, grid: Grid, device: torch.device, dtype: to
     return torch.zeros(batch, n, element.dim, dtype=dtype, device=device)
 
 
-def _known_blocks(segment: Segment, layout: Layout, known_blocks: int | None) -> int:
+def _known_blocks(segment: Segment, layout: Layout, known_blocks: int | None, order: str) -> int:
     """How many leading blocks are known; raises ValueError where the known part is not whole leading blocks."""
     if known_blocks is not None:
         if not 0 <= known_blocks <= layout.num_blocks:
@@ -271,6 +305,7 @@ def _known_blocks(segment: Segment, layout: Layout, known_blocks: int | None) ->
     if bool(later.any()):
         raise ValueError(
             f"given knows elements of block {known} or later, but not all of the blocks before; under next-block with "
-            "this layout the known part must be whole leading blocks (or pass known_blocks to count gaps as missing)"
+            f"order {order!r} the known part must be whole leading blocks (random orders without a list of block sizes "
+            "take any elements; known_blocks counts gaps as missing)"
         )
     return known

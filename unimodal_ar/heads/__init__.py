@@ -8,12 +8,14 @@ from typing import Any
 from ..schema import ContinuousElement, DiscreteElement, parse
 from .base import ContinuousHead, Head
 from .categorical import CategoricalHead
+from .depth import DepthHead
 from .mixture import MixtureHead
 from .quantile import QuantileHead
 from .regression import RegressionHead
 
 HEADS: dict[str, type[Head]] = {
     "categorical": CategoricalHead,
+    "depth_ar": DepthHead,
     "regression": RegressionHead,
     "quantile": QuantileHead,
     "mixture": MixtureHead,
@@ -39,6 +41,7 @@ __all__ = [
     "HEADS",
     "CategoricalHead",
     "ContinuousHead",
+    "DepthHead",
     "Head",
     "MixtureHead",
     "QuantileHead",

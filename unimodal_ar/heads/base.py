@@ -19,8 +19,9 @@ class Head(nn.Module):
     Shapes: hidden [..., H]; values [...] long (one code), [..., K] long (K codes) or [..., D] floating; observed is
     bool of the shape of the elements ([...]) or of their values ([..., D]).
 
-    Everything before the first non-linearity is one linear map of `hidden` to the distribution's parameters, so that
-    classifier-free guidance may act on `hidden` (affine combinations pass through unchanged).
+    Unless a head overrides `sample_guided`, everything before its first non-linearity is one linear map `proj` of
+    `hidden` to the distribution's parameters: affine combinations pass through unchanged, so that classifier-free
+    guidance may act on `hidden`.
 
     Args:
         hidden_size: H.
@@ -28,12 +29,13 @@ class Head(nn.Module):
         options: the head's own configuration, an instance of `Options`.
 
     Raises:
-        ValueError: the element is not of the head's `element_kind`.
+        ValueError: the element is not of the head's `element_kind`, or has fewer than `least_codes`.
     """
 
     Options: ClassVar[type[Strict]] = Strict  # the keys of the head's configuration besides `kind`
     is_point: ClassVar[bool] = False  # it gives a single value without spread
     element_kind: ClassVar[str]  # the kind of element it describes: "discrete" or "continuous"
+    least_codes: ClassVar[int] = 1  # of a discrete element
 
     proj: nn.Linear
 
@@ -42,6 +44,10 @@ class Head(nn.Module):
         if element.kind != self.element_kind:
             raise ValueError(
                 f"element.kind is {element.kind!r}; {type(self).__name__} describes {self.element_kind} elements only"
+            )
+        if isinstance(element, DiscreteElement) and element.codes < self.least_codes:
+            raise ValueError(
+                f"element.codes is {element.codes}; {type(self).__name__} needs at least {self.least_codes} codes"
             )
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -64,6 +70,18 @@ class Head(nn.Module):
         """Values drawn from the distribution; temperature 0 is its mode (codes) or centre (vectors). A head without
         codes raises ValueError where `top_k` or `top_p` is given."""
         raise NotImplementedError
+
+    def sample_guided(self, hidden: Tensor, unconditional: Tensor, guidance_scale: float, **sampling: Any) -> Tensor:
+        """Values drawn under classifier-free guidance (arXiv 2207.12598): the distribution's parameters (logits, means)
+        are unconditional + guidance_scale * (conditional - unconditional).
+
+        Args:
+            hidden: [..., H] with the context.
+            unconditional: [..., H] of the same elements without it.
+            guidance_scale: 1 is no guidance, 0 leaves the context out.
+            sampling: what `sample` takes.
+        """
+        return self.sample(unconditional + guidance_scale * (hidden - unconditional), **sampling)
 
 
 class ContinuousHead(Head):

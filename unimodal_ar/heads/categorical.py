@@ -5,9 +5,12 @@ Shapes: hidden [..., H], K codes per element, V vocabulary size; values [...] wh
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..merging import CodeSplit
 from ..noise import Generator, uniform
 from ..schema import ContinuousElement, DiscreteElement, Strict
 from .base import Head, broadcast_observed, check_temperature
@@ -20,7 +23,11 @@ class CategoricalOptions(Strict):
 
 
 class CategoricalHead(Head):
-    """p(codes | hidden) = prod_k softmax(proj(hidden)_k)[code_k]: K codes in parallel, independent given `hidden`."""
+    """p(codes | hidden) = prod_k softmax(logits_k)[code_k]: K codes in parallel, independent given `hidden`.
+
+    The logits are a linear map of `hidden`. Those of merged codes (`element.merge`) are one linear map, the same for
+    each code, of the K vectors into which `hidden` is split.
+    """
 
     Options = CategoricalOptions
     element_kind = "discrete"
@@ -31,10 +38,13 @@ class CategoricalHead(Head):
         super().__init__(hidden_size, element, options)
         assert isinstance(element, DiscreteElement)
         self.codes, self.vocab_size = element.codes, element.vocab_size
-        self.proj = nn.Linear(hidden_size, self.codes * self.vocab_size, bias=options.bias)
+        self.split = CodeSplit(hidden_size, element.codes) if element.merge else None
+        self.proj = nn.Linear(hidden_size, (1 if element.merge else self.codes) * self.vocab_size, bias=options.bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., K, V] in float32 or wider; K is kept where it is 1."""
+        if self.split is not None:
+            return self.project(self.split(hidden.to(self.proj.weight.dtype)))
         return self.project(hidden).unflatten(-1, (self.codes, self.vocab_size))
 
     def log_prob(self, hidden: Tensor, values: Tensor, observed: Tensor | None = None) -> Tensor:
@@ -85,14 +95,41 @@ class CategoricalHead(Head):
         Raises:
             ValueError: temperature < 0, top_k < 1, or top_p outside (0, 1].
         """
-        check_temperature(temperature)
-        check_truncation(top_k, top_p)
-        logits = self.logits(hidden)
-        if temperature == 0:
-            codes = logits.argmax(-1)
-        else:
-            codes = draw_category(truncate(logits.double() / temperature, top_k, top_p), generator)
+        codes = draw_codes(self.logits(hidden), generator, temperature, top_k, top_p)
         return codes.squeeze(-1) if self.codes == 1 else codes
+
+    def sample_guided(self, hidden: Tensor, unconditional: Tensor, guidance_scale: float, **sampling: Any) -> Tensor:
+        if self.split is None:
+            return super().sample_guided(hidden, unconditional, guidance_scale, **sampling)
+        both = torch.stack([hidden, unconditional])
+        return draw_codes(guide(self.logits(both), guidance_scale), **sampling)
+
+
+def guide(logits: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance of the logits [2, ...], with the context and without it; [1, ...] are left alone."""
+    if len(logits) == 1:
+        return logits[0]
+    conditional, free = logits
+    return free + guidance_scale * (conditional - free)
+
+
+def draw_codes(
+    logits: Tensor,
+    generator: Generator = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """[..., V] -> [...] long: codes drawn as `CategoricalHead.sample` says.
+
+    Raises:
+        ValueError: temperature < 0, top_k < 1, or top_p outside (0, 1].
+    """
+    check_temperature(temperature)
+    check_truncation(top_k, top_p)
+    if temperature == 0:
+        return logits.argmax(-1)
+    return draw_category(truncate(logits.double() / temperature, top_k, top_p), generator)
 
 
 def check_truncation(top_k: int | None, top_p: float | None) -> None:

@@ -20,22 +20,39 @@ class TrainingPlan:
 
     Attributes:
         parts: positions in the order of the sequence.
-        places: which positions of the parts predict.
+        places: which positions of the parts predict, in generation order of the elements.
         elements: which n elements they predict, as places of the generation order.
         predicted: [B, n] bool: the element is observed, and something is known to predict it from.
     """
 
     parts: list[Part]
-    places: slice
+    places: slice | Tensor
     elements: slice
     predicted: Tensor
 
 
 class Decoding(Protocol):
-    """What the generation loop offers an objective."""
+    """What the generation loop offers an objective.
 
-    def append(self, parts: list[Part]) -> Tensor:
-        """Runs the backbone on new positions and commits them to the cache; returns hidden states [B, n, H]."""
+    Attributes:
+        starts: what the first block reads (`start` below), for the sequence, and where it is guided also for its
+            counterpart without context.
+    """
+
+    starts: tuple[Tensor | None, ...]
+
+    def append(self, *parts: list[Part]) -> tuple[Tensor, ...]:
+        """Runs the backbone on new positions and commits them to the cache.
+
+        Args:
+            parts: the positions; where the counterpart without context sees others, those, too.
+
+        Returns:
+            hidden states [B, n, H]; where the sequence is guided those of its counterpart, too.
+        """
+
+    def sample(self, head: Head, hidden: tuple[Tensor, ...], **sampling: Any) -> Tensor:
+        """Values drawn by `head` from (guided) hidden states."""
 
 
 class Objective:
@@ -47,11 +64,20 @@ class Objective:
     def __init__(self, options: Strict) -> None:
         self.options = options
 
-    def training_plan(self, embedding: Any, segment: Segment, layout: Layout, last: bool) -> TrainingPlan:
-        """The positions of a target segment; `last`: no segment follows that would have to see all of it."""
+    def training_plan(
+        self, embedding: Any, segment: Segment, layout: Layout, last: bool, start: Tensor | None = None
+    ) -> TrainingPlan:
+        """The positions of a target segment.
+
+        Args:
+            last: no segment follows that would have to see all of it.
+            start: [B, 1, H], what the first block reads where that is the context's embedding.
+        """
         raise NotImplementedError
 
-    def known_parts(self, embedding: Any, segment: Segment, layout: Layout, blocks: int) -> list[Part]:
+    def known_parts(
+        self, embedding: Any, segment: Segment, layout: Layout, blocks: int, start: Tensor | None = None
+    ) -> list[Part]:
         """The positions that commit the first `blocks` blocks, as far as drawing the next one does not do it."""
         raise NotImplementedError
 

@@ -11,16 +11,18 @@ from typing import Any, cast
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 from transformers import TrainingArguments
 
 from ..adapters import ADAPTERS, Adapter, AutoAdapter
-from ..configuration import ModalityOptions, UnimodalARConfig, UnimodalARDecoderConfig, check_part, parse_modality
+from ..configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from ..heads import HEADS
+from ..modality import ModalityOptions, check_part, parse_modality
 from ..objectives import OBJECTIVES
 from ..schema import Strict, parse
 from . import arguments
-from .data import DATA, DataOptions
+from .data import DATA, Evaluator
+from .schedule import check_schedule
 
 PACKAGE = "unimodal_ar.recipes"
 
@@ -28,6 +30,9 @@ PACKAGE = "unimodal_ar.recipes"
 _NOT_OF_THE_BODY = {"architectures", "transformers_version", "_name_or_path"}
 
 _PARTS: dict[str, dict[str, Any]] = {"head": HEADS, "objective": OBJECTIVES}  # of a modality, each of many kinds
+
+
+_SECTIONS = ("model", "adapters", "data", "training", "evaluation")
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,22 +63,6 @@ class ModelSection(Strict):
     modalities: dict[str, dict[str, Any]]
 
 
-class EvaluationSection(Strict):
-    """Rolling forecasts over the held-out end of every series.
-
-    Args:
-        horizons: in steps; each gets its own table.
-        stride: steps between forecast origins.
-        season: in steps, of the seasonal naive baseline and of MASE.
-        num_samples: sample paths per forecast.
-    """
-
-    horizons: list[PositiveInt] = Field(min_length=1)
-    stride: PositiveInt
-    season: PositiveInt
-    num_samples: PositiveInt = 100
-
-
 class Recipe(Strict):
     """A recipe as written down.
 
@@ -82,8 +71,10 @@ class Recipe(Strict):
         output_dir: where the model, its adapters, the resolved recipe and the evaluation go.
         model, adapters, data: see their schemas.
         training: `transformers.TrainingArguments` by name.
-        early_stopping: stop after so many evaluations without a better validation loss; 0: never.
-        evaluation: None: none.
+        schedule: what changes while the model trains, see `schedule.Schedule`.
+        early_stopping: stop after so many evaluations without a better validation loss; 0: never. With a schedule,
+            evaluations count from its last change on.
+        evaluation: of the trained model, as the data's kind does it (see its `Evaluation`). None: none.
     """
 
     seed: NonNegativeInt = 0
@@ -92,8 +83,9 @@ class Recipe(Strict):
     adapters: dict[str, dict[str, Any]]
     data: dict[str, Any]
     training: dict[str, Any]
+    schedule: dict[str, list[tuple[float, float]]] = {}
     early_stopping: NonNegativeInt = 0
-    evaluation: EvaluationSection | None = None
+    evaluation: dict[str, Any] | None = None
 
 
 class Resolved:
@@ -101,8 +93,9 @@ class Resolved:
 
     Attributes:
         recipe: the schema.
-        adapters: by modality.
+        adapters: by modality, in the order of the segments.
         data: the source of examples.
+        evaluation: the checked section, or None.
         config: of the model.
     """
 
@@ -110,9 +103,10 @@ class Resolved:
         problems: list[str] = []
         recipe = _collect(problems, parse, Recipe, document, "recipe")
         # Sections are looked at one by one even where the whole is wrong, so that all of it is told.
-        sections = {name: _section(document, name) for name in ("model", "adapters", "data", "training")}
+        sections = {name: _section(document, name) for name in _SECTIONS}
         adapters = _collect(problems, _adapters, sections["adapters"])
         options = _collect(problems, _data_options, sections["data"])
+        evaluation = _collect(problems, _evaluation, sections)
         problems += arguments.check(sections["training"] or {})
         kind = DATA[document["data"]["kind"]] if adapters and options else None
         data = _collect(problems, kind, options, adapters) if kind else None
@@ -120,11 +114,13 @@ class Resolved:
         if recipe and recipe.early_stopping and arguments.merged(recipe.training)["eval_strategy"] == "no":
             problems.append(f"early_stopping is {recipe.early_stopping} evaluations; training.eval_strategy is 'no'")
         config = None if problems else _collect(problems, _config, recipe, adapters, data)
+        problems += check_schedule(recipe.schedule, config) if config else []
         if problems:
             raise ValueError("; ".join(problems))
         self.recipe: Recipe = recipe
-        self.adapters: dict[str, Adapter] = adapters
-        self.data: Any = data
+        self.data: Any = cast(Any, data)
+        self.adapters: dict[str, Adapter] = {name: adapters[name] for name in [*self.data.modalities, *adapters]}
+        self.evaluation: Strict | None = evaluation
         self.config: UnimodalARConfig = cast(UnimodalARConfig, config)
 
     @property
@@ -135,12 +131,20 @@ class Resolved:
         body = {key: value for key, value in config["backbone"].items() if key not in _NOT_OF_THE_BODY}
         if body.get("dtype") is None:
             body.pop("dtype", None)
+        evaluation = None if self.evaluation is None else self.evaluation.model_dump(mode="json")
         return self.recipe.model_dump(mode="json") | {
             "model": {"backbone": body, "modalities": config["modalities"]},
             "adapters": {name: {"kind": adapter.kind, **adapter.config()} for name, adapter in self.adapters.items()},
             "data": {"kind": self.recipe.data["kind"], **self.data.options.model_dump(mode="json")},
             "training": arguments.merged(self.recipe.training),
+            "evaluation": evaluation,
         }
+
+    def evaluator(self) -> Evaluator | None:
+        """What judges the trained model, where the recipe asks for it. Reads the data."""
+        if self.evaluation is None:
+            return None
+        return self.data.evaluator(self.evaluation, self.config, self.recipe.seed)
 
     def training_arguments(self, output_dir: Path, **changes: Any) -> TrainingArguments:
         """The recipe's arguments over the house's defaults."""
@@ -256,7 +260,15 @@ def _adapters(section: dict[str, Any] | None) -> dict[str, Adapter] | None:
     return adapters
 
 
-def _data_options(section: dict[str, Any] | None) -> DataOptions | None:
+def _evaluation(sections: dict[str, dict[str, Any] | None]) -> Strict | None:
+    """The section as the data's kind reads it; a kind that is unknown is told elsewhere."""
+    section, kind = sections["evaluation"], (sections["data"] or {}).get("kind")
+    if section is None or kind not in list(DATA):
+        return None
+    return parse(DATA[kind].Evaluation, section, "evaluation")
+
+
+def _data_options(section: dict[str, Any] | None) -> Strict | None:
     if section is None:
         return None
     kind = section.get("kind")

@@ -1,0 +1,270 @@
+"""Images as elements: codes of pixels, patches of pixels, or the codes and latents of a frozen tokenizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from ..schema import parse
+from ..segment import Segment
+from .base import Adapter, AdapterOptions, register_adapter
+from .palette import fit_palette
+from .pictures import check_array, montage, open_picture, to_picture, to_pixels, write_png
+from .pixels import PIXEL_CODECS, Codec, Elements, PaletteElements, TokenizerElements, tokenizer_codec
+from .tokenizers import ImageTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# What stands where an element of a segment is not observed.
+UNKNOWN = 128
+
+
+@register_adapter("image")
+class ImageAdapter(Adapter):
+    """Images of one size <-> elements on the grid (1, h, w).
+
+    `elements` says what an element is; `kind` is one of
+
+    - "levels": a code for each channel of each pixel, round(x / 255 * (levels - 1)). Values [B, N] with 1 channel,
+      [B, N, 3] with 3. Exact with 256 levels, else to half a level.
+    - "palette": a code for each pixel, the nearest of `colours` colours, which are given as `palette` or learned by
+      `fit`. Values [B, N].
+    - "patches": the vector x / 127.5 - 1 of `patch` x `patch` pixels, channels innermost. Values [B, N, D], exact.
+    - "tokenizer": the codes or latents that the frozen tokenizer `path` (see `load_tokenizer`) has for each cell of
+      pixels; `patch` x `patch` latents are one vector. It is saved in a folder of its own beside the adapter.
+
+    Args:
+        size: pixels of a side, or [H, W]; a multiple of what an element is across.
+        channels: 1 (grey) or 3 (RGB).
+        elements: as above; 256 levels if not given, the tokenizer's if that is given.
+        group: group x group neighbouring codes are one element of group * group (* channels) codes, row by row.
+        modality: name under which the model's configuration knows the images.
+        tokenizer: the tokenizer itself, instead of `elements.path`: an ImageTokenizer, or a module that
+            `load_tokenizer` takes.
+        folder: where a relative `elements.path` is looked for first.
+
+    Raises:
+        ValueError: an illegal argument, or arguments that do not fit together.
+        ImportError: a tokenizer's package is missing.
+    """
+
+    class Options(AdapterOptions):
+        size: PositiveInt | tuple[PositiveInt, PositiveInt]
+        channels: Literal[1, 3] = 3
+        elements: Elements = Field(discriminator="kind")
+        group: PositiveInt = 1
+        modality: str = Field("image", min_length=1)
+
+    options: Options
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] | list[int],
+        channels: int = 3,
+        elements: Mapping[str, Any] | None = None,
+        group: int = 1,
+        modality: str = "image",
+        *,
+        tokenizer: ImageTokenizer | nn.Module | None = None,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if elements is None:
+            elements = {"kind": "levels"} if tokenizer is None else {"kind": "tokenizer"}
+        given = {"size": size, "channels": channels, "elements": elements, "group": group, "modality": modality}
+        self.options = parse(self.Options, given, type(self).__name__)
+        self.tokenizer = _tokenizer(self.options.elements, tokenizer, folder)
+        self._codec = self._make_codec()
+
+    @classmethod
+    def from_options(cls, options: Any, folder: Path | None) -> ImageAdapter:
+        return cls(**options.model_dump(), folder=folder)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        size = self.options.size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def channels(self) -> int:
+        return self.options.channels
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(1, h, w): the elements of an image."""
+        return self._codec.grid
+
+    @property
+    def element(self) -> dict[str, Any]:
+        return dict(self._codec.element)
+
+    @property
+    def dimensions(self) -> int:
+        """H * W * C: what bits per dimension are counted by."""
+        return self.size[0] * self.size[1] * self.channels
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether a palette is still to be learned."""
+        elements = self.options.elements
+        return isinstance(elements, PaletteElements) and elements.palette is None
+
+    def fit(self, pixels: Tensor, seed: int = 0) -> None:
+        """Learns the palette from uint8 [B, H, W, C] by k-means (`fit_palette`); one that is there is replaced.
+
+        Raises:
+            ValueError: the elements have no palette, wrong pixels, or fewer distinct colours than asked for.
+        """
+        elements = self.options.elements
+        if not isinstance(elements, PaletteElements):
+            raise ValueError(f"elements.kind is {elements.kind!r}; only a 'palette' is fitted")
+        palette = fit_palette(self._checked(pixels), elements.colours, seed).tolist()
+        elements = elements.model_copy(update={"palette": palette})
+        self.options = self.options.model_copy(update={"elements": elements})
+        self._codec = self._make_codec()
+
+    def pixels(self, images: Any) -> Tensor:
+        """Images -> uint8 [B, H, W, C].
+
+        A picture of another size than `size` is resized (bicubic, antialiased) until it just covers it, and what is
+        over is cut off equally on both sides; one of that size is passed on bit for bit. EXIF orientation is applied.
+        Grey and indexed colours become RGB, an alpha channel that is opaque everywhere is dropped; whatever would lose
+        something is an error.
+
+        Args:
+            images: a PIL image, a path, a uint8 array or tensor [H, W], [H, W, C] or [B, H, W, C], or a list of images.
+
+        Raises:
+            ValueError: an image that cannot be read or does not fit; the message names the file, or its place.
+        """
+        if isinstance(images, (np.ndarray, Tensor)):
+            array = check_array(images, "the array", "[H, W]", "[H, W, C]", "[B, H, W, C]")
+            if array.shape[1:] == (*self.size, self.channels):
+                return torch.from_numpy(array.copy())
+            images = list(array) if array.ndim == 4 else [array]
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        if not images:
+            raise ValueError("the list of images is empty; it must hold at least one")
+        return torch.from_numpy(np.stack([self._picture(raw, place) for place, raw in enumerate(images)]))
+
+    def encode(self, images: Any) -> Segment:
+        """`encode_pixels(pixels(images))`."""
+        return self.encode_pixels(self.pixels(images))
+
+    def encode_pixels(self, pixels: Tensor) -> Segment:
+        """uint8 [B, H, W, C] -> values long [B, N] or [B, N, K], or float32 [B, N, D]; N = h * w.
+
+        Raises:
+            ValueError: another dtype or shape, or a palette that is still to be fitted.
+        """
+        return Segment(self.modality, self._codec.encode(self._checked(pixels)), grid=self.grid)
+
+    def decode_pixels(self, segment: Segment) -> Tensor:
+        """The inverse of `encode_pixels`: uint8 [B, H, W, C], rounded and clamped. Elements that are not observed, as
+        in the steps of `stream`, are mid-grey.
+
+        Raises:
+            ValueError: a segment of another grid or element, a code that does not exist, a value that is not finite.
+        """
+        self._check_segment(segment)
+        values = segment.values
+        if segment.observed is None:
+            return self._codec.decode(values)
+        known = segment.observed if segment.observed.dim() == 2 else segment.observed.all(-1)
+        values = values.masked_fill(~(known if values.dim() == 2 else known[..., None]), 0)
+        step = self._codec.step
+        mask = known.unflatten(1, self.grid[1:]).repeat_interleave(step, 1).repeat_interleave(step, 2)
+        return self._codec.decode(values).masked_fill(~mask[..., None], UNKNOWN)
+
+    def decode(self, segment: Segment) -> list[Image.Image]:
+        """A segment -> one PIL image (mode L or RGB) for each example of the batch."""
+        return [to_picture(pixels) for pixels in self.decode_pixels(segment)]
+
+    def save(self, raw: Any, path: str | os.PathLike[str]) -> None:
+        """Writes one PNG, whole or not at all: a single image as it is; several in a grid as square as possible, row by
+        row, with thin grey lines between them, small ones enlarged by a whole factor (nearest neighbour) to be seen.
+
+        Args:
+            raw: images as `pixels` takes them.
+
+        Raises:
+            ValueError: wrong images, a name that does not end in .png, a folder that is missing.
+        """
+        write_png(to_picture(montage(self.pixels(raw))), path)
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        """Saves the tokenizer, if there is one, in the sub-folder MODALITY_tokenizer; one that is there is replaced
+        when the new one is complete."""
+        config = self.config()
+        if self.tokenizer is None:
+            return config
+        name = f"{self.modality}_tokenizer"
+        temporary = folder / f".{name}.{uuid.uuid4().hex}"
+        try:
+            self.tokenizer.save_pretrained(temporary)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            os.replace(temporary, folder / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return {**config, "elements": {**config["elements"], "path": name}}
+
+    def _make_codec(self) -> Codec:
+        elements = self.options.elements
+        if isinstance(elements, TokenizerElements):
+            assert self.tokenizer is not None
+            return tokenizer_codec(self.size, self.channels, self.options.group, elements, self.tokenizer)
+        return PIXEL_CODECS[elements.kind](self.size, self.channels, self.options.group, elements)
+
+    def _picture(self, raw: Any, place: int) -> np.ndarray:
+        if isinstance(raw, (str, os.PathLike)):
+            name = os.fspath(raw)
+        else:
+            name = getattr(raw, "filename", "") or f"image {place}"
+        return to_pixels(open_picture(raw, name), self.size, self.channels, name)
+
+    def _checked(self, pixels: Tensor) -> Tensor:
+        legal = (*self.size, self.channels)
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or tuple(pixels.shape[1:]) != legal or len(pixels) == 0:
+            raise ValueError(
+                f"pixels has dtype {pixels.dtype} and shape {tuple(pixels.shape)}; it must be torch.uint8 "
+                f"[B, {', '.join(map(str, legal))}] with B >= 1"
+            )
+        return pixels
+
+    def _check_segment(self, segment: Segment) -> None:
+        if segment.grid != self.grid:
+            raise ValueError(f"segment has the grid {segment.grid}; this adapter's is {self.grid}")
+        values, element = segment.values, self.element
+        last = (element["dim"],) if "dim" in element else (element["codes"],) if element["codes"] > 1 else ()
+        if tuple(values.shape[2:]) != last or values.is_floating_point() != ("dim" in element):
+            raise ValueError(
+                f"segment's values are {values.dtype} of shape {tuple(values.shape)}; "
+                f"this adapter's element is {element}"
+            )
+
+
+def _tokenizer(
+    elements: Any, given: ImageTokenizer | nn.Module | None, folder: str | os.PathLike[str] | None
+) -> ImageTokenizer | None:
+    """The tokenizer that the elements ask for."""
+    if not isinstance(elements, TokenizerElements):
+        if given is not None:
+            raise ValueError(f"elements.kind is {elements.kind!r} and a tokenizer is given; it must be 'tokenizer'")
+        return None
+    if given is not None and elements.path is not None:
+        raise ValueError(f"elements.path is {elements.path!r} and a tokenizer is given, too; give one of them")
+    source = elements.path if given is None else given
+    if source is None:
+        raise ValueError("elements.path is None and no tokenizer is given; give one of them")
+    return source if isinstance(source, ImageTokenizer) else load_tokenizer(source, folder)

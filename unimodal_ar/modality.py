@@ -1,0 +1,159 @@
+"""One modality of a model: the answers to the five questions as checked options."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from torch import nn
+
+from .heads import HEADS, Head
+from .layout import ORDERS, Layout
+from .objectives import OBJECTIVES
+from .schema import DiscreteElement, Element, Strict, parse
+
+Block = PositiveInt | Literal["row", "frame", "whole"] | list[PositiveInt] | dict[str, list[PositiveInt]] | None
+
+
+class LayoutOptions(Strict):
+    """Order and blocks of a modality's elements (see `Layout.from_grid`). `seed` fixes the permutation that a random
+    order uses outside training."""
+
+    order: str = "raster"
+    block: Block = None
+    seed: int = 0
+
+    @field_validator("order")
+    @classmethod
+    def _known(cls, order: str) -> str:
+        if order not in ORDERS:
+            raise ValueError(f"known orders are {sorted(ORDERS)}")
+        return order
+
+    @field_validator("block", mode="before")
+    @classmethod
+    def _cell(cls, block: Any) -> Any:
+        if isinstance(block, bool):
+            raise ValueError("a block is a number, a list of sizes, a name or a cell, not a truth value")
+        if isinstance(block, dict) and set(block) != {"cell"}:
+            raise ValueError("as a mapping a block must be {'cell': [t, h, w]}")
+        # JSON has no tuples: written as one, a cell would come back as a list of sizes.
+        return {"cell": list(block)} if isinstance(block, tuple) else block
+
+
+class ModalityOptions(Strict):
+    """One modality of a model. A modality without a head is only ever context.
+
+    Args:
+        element: `{kind: discrete, vocab_size, codes, merge}` or `{kind: continuous, dim}`.
+        grid: the usual (T, H, W), the largest that is trained; other grids work where the layout allows.
+        layout: order and blocks. Default: raster order with its own blocks, of one; for a context, one block.
+        objective: `{kind: next_block}`.
+        head: `{kind: ...}` with the head's own keys.
+        loss_weight: factor on this modality's element losses.
+        start: what predicts the first block: "learned" (a start vector), "context" (the embedding of the context
+            segment before it, of one element, which then takes no position of its own) or "none" (the first block must
+            be given).
+        absolute_positions: whether a learned table over `grid` is added to every element's embedding.
+        target_positions: how a position is told which element it predicts: "fourier" (features of its coordinates) or
+            "learned" (a table over `grid`), each added to its input. None: "fourier" where the layout needs it.
+        covariates: number of covariate features per element.
+        null_probability: how often, in training, this modality is replaced by its null vector when it is context;
+            above 0 it can be guided (classifier-free guidance, arXiv 2207.12598).
+        conditioning: whether its embedding, as context, also goes to the native decoder's adaptive norms.
+    """
+
+    element: Element
+    grid: tuple[PositiveInt, PositiveInt, PositiveInt]
+    layout: LayoutOptions = LayoutOptions()
+    objective: dict[str, Any] | None = None
+    head: dict[str, Any] | None = None
+    loss_weight: NonNegativeFloat = 1.0
+    start: Literal["learned", "context", "none"] = "learned"
+    absolute_positions: bool = False
+    target_positions: Literal["fourier", "learned"] | None = None
+    covariates: NonNegativeInt = 0
+    null_probability: float = Field(0.0, ge=0, lt=1)
+    conditioning: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if data.get("head") is None:
+            if data.get("objective") is not None:
+                raise ValueError("has an objective but no head; a modality that is generated needs both")
+            for key, idle in (("start", "learned"), ("target_positions", None)):
+                if data.get(key, idle) != idle:
+                    raise ValueError(f"has {key} {data[key]!r} but no head; only what is generated has a use for it")
+            layout = data.get("layout") or {}
+            if isinstance(layout, dict) and "block" not in layout:
+                data["layout"] = {**layout, "block": "whole"}
+        elif data.get("objective") is None:
+            data["objective"] = {"kind": "next_block"}
+        return {key: value for key, value in data.items() if not (key == "layout" and value is None)}
+
+    @property
+    def has_shared_sources(self) -> bool:
+        """Whether an element cannot be told from what is read to predict it (so that its position must be given)."""
+        order = ORDERS[self.layout.order]
+        return order.random or Layout.from_grid(self.grid, self.layout.order, self.layout.block).shares_source
+
+    @property
+    def is_bound_to_grid(self) -> bool:
+        """Whether a learned table ends where `grid` does."""
+        return self.absolute_positions or self.target_positions == "learned"
+
+
+def parse_modality(name: str, data: Any) -> ModalityOptions:
+    """The checked options of modality `name`; raises ValueError naming each wrong key."""
+    if not isinstance(name, str) or not name or "." in name or name in dir(nn.ModuleDict()):
+        raise ValueError(
+            f"modality name is {name!r}; it must be a non-empty string without dots, and no attribute of a ModuleDict"
+        )
+    options = parse(ModalityOptions, data, f"modalities.{name}")
+    for key, registry in (("head", HEADS), ("objective", OBJECTIVES)):
+        part = getattr(options, key)
+        if part is not None:
+            checked = check_part(part, registry, f"modalities.{name}.{key}")
+            complete = {"kind": part["kind"], **checked.model_dump(mode="json")}
+            options = options.model_copy(update={key: complete})
+    if options.conditioning and options.head is not None:
+        raise ValueError(f"modalities.{name}.conditioning is true; only a context, which has no head, conditions norms")
+    if options.head is not None:
+        _check_head(HEADS[options.head["kind"]], options, f"modalities.{name}")
+    if ORDERS[options.layout.order].random and options.start == "none":
+        raise ValueError(
+            f"modalities.{name}.start is 'none' with the random order {options.layout.order!r}; the first block, which "
+            "must be given, has to be the same always"
+        )
+    with torch.random.fork_rng(devices=[]):  # a random order must not use up the caller's random numbers
+        try:
+            Layout.from_grid(options.grid, options.layout.order, options.layout.block)
+        except ValueError as error:
+            raise ValueError(f"modalities.{name}.layout: {error}") from None
+    return options
+
+
+def _check_head(head: type[Head], options: ModalityOptions, where: str) -> None:
+    kind, element = (options.head or {})["kind"], options.element
+    if head.element_kind != element.kind:
+        raise ValueError(
+            f"{where}.head.kind is {kind!r}, a head for {head.element_kind} elements; the element is {element.kind}"
+        )
+    if isinstance(element, DiscreteElement) and element.codes < head.least_codes:
+        raise ValueError(
+            f"{where}.head.kind is {kind!r}, a head for elements of at least {head.least_codes} codes; this one has "
+            f"{element.codes}"
+        )
+
+
+def check_part(part: dict[str, Any], registry: dict[str, Any], where: str) -> Strict:
+    """The options of a `{kind: ..., **options}` dictionary, checked by the class that `kind` names."""
+    kind = part.get("kind")
+    if not isinstance(kind, str) or kind not in registry:
+        raise ValueError(f"{where}.kind is {kind!r}; known kinds are {sorted(registry)}")
+    return parse(registry[kind].Options, {key: value for key, value in part.items() if key != "kind"}, where)

@@ -1,0 +1,326 @@
+"""The data kind "series": windows over series for training, rolling forecasts over their ends as evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch.utils.data import Dataset
+
+from ..adapters import Adapter, Series, TimeSeriesAdapter, last_steps, read_series, stack_series
+from ..adapters.series import OnIrregular
+from ..configuration import UnimodalARConfig
+from ..evaluation import format_table
+from ..evaluation.rolling import RollingEvaluation, Rows
+from ..forecasting import Forecaster, check_fit
+from ..heads import HEADS
+from ..modeling import UnimodalARForGeneration
+from ..schema import Strict
+
+
+class SeriesOptions(Strict):
+    """Series, each cut into train | validation | test along time.
+
+    Args:
+        modality: which adapter encodes them.
+        path: a .csv or .parquet file; dataset: a named one from `DATASETS`. Exactly one of them.
+        time, item, target, known, past, freq, on_irregular: see `read_series`.
+        horizon: steps that a training window extends past its lookback (the adapter's).
+        stride: steps between training windows.
+        validation_stride: steps between validation windows. None: a patch.
+        min_lookback: windows begin anywhere between the lookback and this many steps before the horizon, so that the
+            model also learns short pasts. None: always the full lookback.
+        stop: use only the first so many steps.
+        validation, test: length of the held-out parts, in steps or as a fraction of the series.
+        standardise: subtract the mean and divide by the standard deviation of each series' training part; errors are
+            then in those units.
+    """
+
+    modality: str = "series"
+    path: str | None = None
+    dataset: str | None = None
+    time: str | None = None
+    item: str | None = None
+    target: list[str] | None = None
+    known: list[str] = []
+    past: list[str] = []
+    freq: str | None = None
+    on_irregular: OnIrregular = "error"
+    horizon: PositiveInt
+    stride: PositiveInt = 1
+    validation_stride: PositiveInt | None = None
+    min_lookback: PositiveInt | None = None
+    stop: PositiveInt | None = None
+    validation: PositiveInt | float = Field(0.1, gt=0)
+    test: int | float = Field(0.2, ge=0)
+    standardise: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SeriesOptions:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give exactly one of path and dataset")
+        if self.dataset is not None and self.dataset not in DATASETS:
+            raise ValueError(f"dataset is {self.dataset!r}; known datasets are {sorted(DATASETS)}")
+        return self
+
+
+class SeriesEvaluation(Strict):
+    """Rolling forecasts over the held-out end of every series.
+
+    Args:
+        horizons: in steps; each gets its own table.
+        stride: steps between forecast origins.
+        season: in steps, of the seasonal naive baseline and of MASE.
+        num_samples: sample paths per forecast.
+    """
+
+    horizons: list[PositiveInt] = Field(min_length=1)
+    stride: PositiveInt
+    season: PositiveInt
+    num_samples: PositiveInt = 100
+
+
+def city_temperatures() -> Any:
+    """A year of hourly temperatures (degrees Fahrenheit, 2010) of Seattle and San Francisco, from vega_datasets."""
+    try:
+        import vega_datasets
+    except ImportError:
+        raise ImportError("dataset 'city_temperatures' needs vega_datasets: pip install unimodal-ar[demo]") from None
+    seattle = vega_datasets.data.seattle_temps().set_index("date")["temp"]
+    san_francisco = vega_datasets.data.sf_temps().set_index("date")["temp"]
+    return seattle.to_frame("Seattle").join(san_francisco.rename("San Francisco"), how="outer").reset_index()
+
+
+DATASETS: dict[str, Any] = {"city_temperatures": city_temperatures}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the parts of a series begin: training is [0, validation), validation [validation, test), test
+    [test, stop)."""
+
+    validation: int
+    test: int
+    stop: int
+
+
+class SeriesData:
+    """Windows over series, and the series themselves for evaluation.
+
+    Raises:
+        ValueError: the file cannot be read, a series is too short for its parts, or the adapter is of another kind.
+    """
+
+    Options: ClassVar[type[SeriesOptions]] = SeriesOptions
+    Evaluation: ClassVar[type[SeriesEvaluation]] = SeriesEvaluation
+    unit: ClassVar[str] = "windows"
+
+    def __init__(self, options: SeriesOptions, adapters: dict[str, Adapter]) -> None:
+        adapter = adapters.get(options.modality)
+        if not isinstance(adapter, TimeSeriesAdapter):
+            raise ValueError(f"data.modality is {options.modality!r}; it must name a timeseries adapter")
+        if adapter.options.lookback is None:
+            raise ValueError(f"adapters.{options.modality}.lookback is missing; training windows need it, in steps")
+        self.options, self.adapter = options, adapter
+        self.lookback = adapter.options.lookback
+        if (options.min_lookback or 1) > self.lookback:
+            raise ValueError(
+                f"data.min_lookback is {options.min_lookback}; it must be at most the lookback {self.lookback}"
+            )
+        for name in ("known", "past"):
+            named, count = getattr(options, name), getattr(adapter.options, f"{name}_covariates")
+            if len(named) != count:
+                raise ValueError(
+                    f"data.{name} names {len(named)} columns; adapters.{options.modality}.{name}_covariates is {count}"
+                )
+        self._series: list[Series] | None = None
+
+    @property
+    def modalities(self) -> list[str]:
+        return [self.options.modality]
+
+    def modality_defaults(self, name: str) -> dict[str, Any]:
+        """What the data settle of a modality's configuration."""
+        if name != self.options.modality:
+            return {}
+        patches = self.adapter.past_patches(self.lookback) + self.adapter.future_patches(self.options.horizon)
+        return {"grid": [patches, 1, 1], "covariates": self.adapter.covariate_features}
+
+    def check_model(self, config: UnimodalARConfig) -> None:
+        """Raises ValueError where the model could not forecast the windows it would be trained on."""
+        name = self.options.modality
+        if config.modality(name).head is None:
+            raise ValueError(f"modalities.{name} has no head; the data are its series, so it needs one to be trained")
+        check_fit(self.adapter, config.modality(name))
+
+    def evaluator(self, evaluation: SeriesEvaluation, config: UnimodalARConfig, seed: int) -> RollingForecasts:
+        return RollingForecasts(self, evaluation, config, seed)
+
+    @property
+    def series(self) -> list[Series]:
+        """All series, cut to `stop` and standardised where asked for."""
+        if self._series is None:
+            o = self.options
+            source = o.path if o.dataset is None else DATASETS[o.dataset]()
+            columns = {"time": o.time, "item": o.item, "target": o.target, "known": o.known, "past": o.past}
+            read = read_series(source, **columns, freq=o.freq, on_irregular=o.on_irregular)  # type: ignore[arg-type]
+            self._series = [self._prepared(series) for series in read]
+        return self._series
+
+    def split(self, series: Series) -> Split:
+        """The parts of one series."""
+        stop = min(len(series.values), self.options.stop or len(series.values))
+        lengths = [x if isinstance(x, int) else round(x * stop) for x in (self.options.validation, self.options.test)]
+        split = Split(stop - sum(lengths), stop - lengths[1], stop)
+        needed = (self.options.min_lookback or self.lookback) + self.options.horizon
+        if split.validation < needed:
+            raise ValueError(
+                f"series {series.item_id!r} leaves {split.validation} steps to train on after {lengths[0]} of "
+                f"validation and {lengths[1]} of test; one window needs {needed}"
+            )
+        return split
+
+    def train(self) -> WindowDataset:
+        return self._windows(lambda split: (0, split.validation), self.options.stride, self.options.min_lookback)
+
+    def validation(self) -> WindowDataset:
+        """Windows whose horizon lies in the validation part."""
+        stride = self.options.validation_stride or self.adapter.options.patch
+        dataset = self._windows(lambda split: (split.validation - self.lookback, split.test), stride, None)
+        if not dataset.windows:
+            raise ValueError(f"no window of {self.options.horizon} steps fits the validation part; lengthen it")
+        splits = [(series.values, self.split(series)) for series in self.series]
+        if all(np.isnan(values[split.validation : split.test]).all() for values, split in splits):
+            raise ValueError("no series has an observed value in its validation part; choose another split")
+        return dataset
+
+    def _windows(self, part: Any, stride: int, min_lookback: int | None) -> WindowDataset:
+        windows = []
+        shortest = min_lookback or self.lookback
+        for number, series in enumerate(self.series):
+            start, stop = part(self.split(series))
+            first = max(start, 0) + (shortest if start >= 0 else self.lookback)
+            windows += [(number, origin) for origin in range(first, stop - self.options.horizon + 1, stride)]
+        return WindowDataset(self, windows, min_lookback)
+
+    def _prepared(self, series: Series) -> Series:
+        split = self.split(series)
+        values = series.values[: split.stop]
+        known = None if series.known is None else series.known[: split.stop]
+        past = None if series.past is None else series.past[: split.stop]
+        _check(Series(values, series.item_id, known=known, past=past), split)
+        if self.options.standardise:
+            train = values[: split.validation]
+            values = (values - np.nanmean(train)) / (np.nanstd(train) or 1.0)
+        return Series(values, series.item_id, series.start, series.freq, known, past)
+
+
+def _check(series: Series, split: Split) -> None:
+    """Raises ValueError, before anything is trained, for what nobody could learn or the adapter could not encode."""
+    observed = np.flatnonzero(~np.isnan(series.values))
+    if not len(observed) or observed[0] >= split.validation:
+        raise ValueError(
+            f"series {series.item_id!r} has no observed value in its training part, steps 0 to {split.validation - 1}"
+        )
+    unknown = np.zeros(0) if series.known is None else np.flatnonzero(np.isnan(series.known[observed[0] :]).any(1))
+    if len(unknown):
+        raise ValueError(
+            f"series {series.item_id!r} has no known covariates at step {observed[0] + unknown[0]}; every step from "
+            "the first observed value on must be known"
+        )
+
+
+class WindowDataset(Dataset):
+    """Windows of (lookback, horizon) around forecast origins; a batch is encoded at once, when it is collated."""
+
+    def __init__(self, data: SeriesData, windows: list[tuple[int, int]], min_lookback: int | None) -> None:
+        self.data, self.windows, self.min_lookback = data, windows, min_lookback
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> tuple[int, int, int]:
+        """(series, start, origin): the lookback is [start, origin), the horizon begins at the origin."""
+        number, origin = self.windows[index]
+        length = self.data.lookback
+        if self.min_lookback is not None:
+            length = int(torch.randint(self.min_lookback, self.data.lookback + 1, ()))
+        return number, max(origin - length, 0), origin
+
+    def collate(self, windows: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+        """The model's batch."""
+        series, horizon = self.data.series, self.data.options.horizon
+        adapter, lookback = self.data.adapter, self.data.lookback
+
+        def cut(array: Any, start: int, stop: int) -> np.ndarray:
+            return array[start:stop]
+
+        past = last_steps(
+            stack_series([cut(series[n].values, start, origin) for n, start, origin in windows]), lookback
+        )
+        future = np.stack([cut(series[n].values, origin, origin + horizon) for n, _, origin in windows])
+        known = past_only = None
+        if adapter.options.known_covariates:
+            reach = [cut(series[n].known, start, origin + horizon) for n, start, origin in windows]
+            known = last_steps(stack_series(reach), lookback + horizon)
+        if adapter.options.past_covariates:
+            own = [cut(series[n].past, start, origin) for n, start, origin in windows]
+            past_only = last_steps(stack_series(own), lookback)
+        segment = adapter.encode(past, future, known_covariates=known, past_covariates=past_only)
+        return {"segments": [segment]}
+
+
+class RollingForecasts:
+    """Rolling forecasts on the test part. The baselines' part is done when this is made, before any training: it is
+    cheap, and finds whatever the data lack.
+
+    Raises:
+        ValueError: a test part shorter than a horizon, a training part too short for the baselines, windows without
+            an observed value; the message names the series.
+    """
+
+    def __init__(self, data: SeriesData, evaluation: SeriesEvaluation, config: UnimodalARConfig, seed: int) -> None:
+        self.data, self.evaluation, self.config, self.seed = data, evaluation, config, seed
+        self.rolling: dict[int, RollingEvaluation] = {}
+        self.baselines: dict[int, Rows] = {}
+        splits = [data.split(series) for series in data.series]
+        for horizon in evaluation.horizons:
+            try:
+                self._add(horizon, splits)
+            except ValueError as error:
+                raise ValueError(f"evaluation of horizon {horizon}: {error}") from None
+
+    def _add(self, horizon: int, splits: list[Split]) -> None:
+        data = self.data
+        for series, split in zip(data.series, splits, strict=True):
+            if split.stop - split.test < horizon:
+                raise ValueError(f"series {series.item_id!r} has a test part of {split.stop - split.test} steps")
+        head = self.config.modality(data.adapter.modality).head or {}
+        self.rolling[horizon] = RollingEvaluation(
+            data.series,
+            [split.validation for split in splits],
+            [split.test for split in splits],
+            horizon,
+            self.evaluation.stride,
+            self.evaluation.season,
+            data.lookback,
+        )
+        self.baselines[horizon] = self.rolling[horizon].baselines(HEADS[head["kind"]].is_point)
+
+    def run(self, model: UnimodalARForGeneration, folder: Path) -> dict[str, Rows]:
+        """A table per horizon, printed and returned; writes no files."""
+        tables = {}
+        for horizon, rolling in self.rolling.items():
+            forecaster = Forecaster(model, self.data.adapter)
+            row = rolling.model(forecaster, self.evaluation.num_samples, self.seed)
+            rows = {"unimodal_ar": row, **self.baselines[horizon]}
+            stride = self.evaluation.stride
+            print(f"\nTest part, rolling forecasts {horizon} steps ahead, an origin every {stride} steps:\n")
+            print(format_table(rows))
+            tables[str(horizon)] = rows
+        return tables
