@@ -18,9 +18,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from common import machine, print_table, print_target, seconds_in_turns  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
-from benchmarks.common import machine, print_table, print_target, seconds_in_turns
 from unimodal_ar.evaluation.frechet import frechet_distance
 from unimodal_ar.pipelines import Generator
 from unimodal_ar.recipes.train import train
@@ -92,7 +92,7 @@ def real_images(overrides: list[str]) -> tuple[tuple[Tensor, Tensor], tuple[Tens
     """(pixels, labels) of the training part, and of validation and test part together."""
     data = Resolved(load_recipe("next_token/digits", overrides)).data
     parts = [data.train(), data.validation(), data.test()]
-    pairs = [(part.pixels, torch.tensor(part.labels)) for part in parts]
+    pairs = [(part.pixels, part.labels) for part in parts]
     held_out = torch.cat([pairs[1][0], pairs[2][0]]), torch.cat([pairs[1][1], pairs[2][1]])
     return pairs[0], held_out
 
@@ -117,7 +117,7 @@ def measure(generator: Generator, args: argparse.Namespace, classifier: Classifi
 
 
 def likelihood(folder: Path) -> str:
-    bits = json.loads((folder / "evaluation.json").read_text())["test"].get("bits_per_dimension")
+    bits = json.loads((folder / "evaluation.json").read_text()).get("bits_per_dimension")
     return "-" if bits is None else f"{bits:.3f}"
 
 

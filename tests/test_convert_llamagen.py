@@ -298,6 +298,6 @@ def test_without_a_null_class_every_row_is_a_class() -> None:
     weights = {key: torch.randn(value.shape) for key, value in synthetic(1, 8, 16, 5, 3).items()}
     rows = len(weights["cls_embedding.embedding_table.weight"])
     model, (adapter,) = convert_llamagen(weights, n_head=2, block_size=4, num_classes=rows)
-    assert len(adapter.names) == rows and model.config.modality("label").null_probability == 0
+    assert adapter.element["vocab_size"] == rows and model.config.modality("label").null_probability == 0
     with pytest.raises(ValueError, match=f"num_classes is {rows + 1}; .* has {rows} rows"):
         convert_llamagen(weights, n_head=2, block_size=4, num_classes=rows + 1)

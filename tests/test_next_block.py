@@ -74,7 +74,7 @@ def test_cached_decoding_equals_one_full_pass(backbone: str, order: str, block: 
         drawn = model.generate([context], "x")
     unread = [0, *(max(a - b, 0) for a, b in itertools.pairwise(model.layout("x", GRID).block_sizes))]
     sizes = [a + b for a, b in zip(model.layout("x", GRID).block_sizes, unread, strict=True)]
-    assert [state.shape[1] for state in states] == [1, *sizes]
+    assert [state.shape[1] for state in states] == [1 + sizes[0], *sizes[1:]]  # the label's goes with the first block's
     full = full_hidden(model, [context, drawn])
     torch.testing.assert_close(torch.cat(states, 1), full, atol=1e-5, rtol=1e-5)
     # The regression head draws its mean, so that the drawn values are what the full pass predicts.

@@ -182,7 +182,8 @@ def test_cached_decoding_equals_one_full_pass(backbone: str, order: str, block: 
     context = labels(0, 3)
     with hidden_states(model) as states:
         drawn = model.generate([context], "x")
-    assert [state.shape[1] for state in states] == [1, *drawn_sizes(model.layout("x", grid))]
+    first, *later = drawn_sizes(model.layout("x", grid))
+    assert [state.shape[1] for state in states] == [1 + first, *later]  # the label's goes with the first block's
     torch.testing.assert_close(torch.cat(states, 1), full_hidden(model, [context, drawn]), atol=1e-5, rtol=1e-5)
     # The regression head draws its mean, so that the drawn values are what the full pass predicts.
     assert model([context, drawn]).element_losses["x"].max() < 1e-8

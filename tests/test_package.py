@@ -27,19 +27,9 @@ LAYERS = {
     part: layer
     for layer, parts in enumerate(
         [
-            {
-                "_compat",
-                "_version",
-                "curriculum",
-                "layout",
-                "masks",
-                "merging",
-                "noise",
-                "schema",
-                "segment",
-                "sequence",
-            },
-            {"backbone", "configuration", "curriculum", "decoder", "embeddings", "generation", "heads", "modality", "objectives"},
+            {"_compat", "_version", "layout", "masks", "merging", "noise", "schema", "segment", "sequence"},
+            {"backbone", "configuration", "curriculum", "decoder", "embeddings", "generation", "heads"}
+            | {"modality", "objectives"},
             {"modeling"},
             {"adapters", "convert", "evaluation", "forecasting", "hub", "pipelines", "training"},
             {"cli", "commands", "recipes"},

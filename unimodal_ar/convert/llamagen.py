@@ -131,7 +131,7 @@ def _config(options: LlamaGenSettings, weights: Mapping[str, Tensor]) -> Unimoda
         "head": {"kind": "categorical"},
         "start": "context",
     }
-    label = {"element": {"kind": "discrete", "vocab_size": classes}, "grid": [1, 1, 1]}
+    label: dict[str, Any] = {"element": {"kind": "discrete", "vocab_size": classes}, "grid": [1, 1, 1]}
     label["null_probability"] = 0.1 if classes < rows else 0.0
     return UnimodalARConfig(backbone=decoder, modalities={"label": label, "image": image})
 

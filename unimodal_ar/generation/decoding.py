@@ -37,14 +37,22 @@ class CachedDecoding:
         self.cache = backbone.new_cache()
         self.cursor = Cursor()
         self.rows = torch.arange(0)  # of the batch that is cached
+        self.held: tuple[list[Part], ...] = ([],)
+
+    def hold(self, *parts: list[Part]) -> None:
+        """Takes positions whose hidden states nobody asks for: they go with the next ones, which saves a pass."""
+        self.held = parts
 
     def append(self, *parts: list[Part]) -> tuple[Tensor, ...]:
         """Runs the backbone on new positions and commits them; returns hidden states [B, n, H], and the counterpart's.
 
         A second list holds the same positions as the counterpart sees them; without one they are alike.
         """
-        new = [_stack(*pair) for pair in zip(parts[0], parts[-1], strict=True)] if self.guided else parts[0]
-        hidden = self.backbone(self.cursor.place(new), self.cache, self.conditioning)
+        asked = sum(part.embeds.shape[1] for part in parts[0])
+        first, last = self.held[0] + parts[0], self.held[-1] + parts[-1]
+        self.held = ([],)
+        new = [_stack(*pair) for pair in zip(first, last, strict=True)] if self.guided else first
+        hidden = self.backbone(self.cursor.place(new), self.cache, self.conditioning)[:, -asked:]
         self.rows = torch.arange(len(hidden), device=hidden.device)
         return hidden.chunk(2) if self.guided else (hidden,)
 
@@ -58,6 +66,9 @@ class CachedDecoding:
         """Every example `repeats` times. (Guided halves stay apart: each half is repeated in itself.)"""
         if repeats == 1:
             return
+        if self.held[0]:  # once for all that are alike
+            held, self.held = self.held, ([],)
+            self.append(*held)
         if self.cursor.length:
             # Not `batch_repeat_interleave`, which the layers of bodies with a state lack.
             self.cache.reorder_cache(self.rows.repeat_interleave(repeats))

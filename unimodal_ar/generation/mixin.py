@@ -154,8 +154,7 @@ class UnimodalARGenerationMixin:
         decoding = CachedDecoding(self.backbone, guided, starts, conditioning)
         objective, embedding = self.objectives[segment.modality], self.embeddings[segment.modality]
         parts = [side.parts + objective.known_parts(embedding, segment, layout, known, side.start) for side in sides]
-        if parts[0]:
-            decoding.append(*parts)
+        decoding.hold(*parts)
         decoding.repeat_interleave(options.num_samples)
         segment = segment.repeat_interleave(options.num_samples)
         generator = arguments["generator"]
