@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +27,7 @@ from unimodal_ar.pipelines import Generator
 from unimodal_ar.recipes.train import train
 from unimodal_ar.training.recipe import Resolved, load_recipe
 
+BODY = "model.backbone"
 IMAGE = "model.modalities.image"
 LAYOUT = f"{IMAGE}.layout"
 PATCHES = "{kind: patches, patch: 2}"
@@ -97,13 +99,16 @@ def real_images(overrides: list[str]) -> tuple[tuple[Tensor, Tensor], tuple[Tens
     return pairs[0], held_out
 
 
-def fit(name: str, args: argparse.Namespace, folder: Path) -> tuple[Generator, float]:
+def fit(name: str, args: argparse.Namespace, folder: Path) -> tuple[Generator, str]:
     """A trained model of one row, and the seconds that its training took."""
-    common = [f"training.num_train_epochs={args.epochs}", "early_stopping=0", "evaluation.samples=0"]
-    document = load_recipe("next_token/digits", [*common, *METHODS[name], f"output_dir={json.dumps(str(folder))}"])
-    start = time.perf_counter()
-    train(document, overwrite=True)
-    return Generator.from_pretrained(folder, device="cpu"), time.perf_counter() - start
+    if not (folder / "config.json").exists():
+        size = [f"{BODY}.hidden_size={args.width}", f"{BODY}.num_hidden_layers={args.layers}"]
+        common = [*size, f"training.num_train_epochs={args.epochs}", "early_stopping=0", "evaluation.samples=0"]
+        document = load_recipe("next_token/digits", [*common, *METHODS[name], f"output_dir={json.dumps(str(folder))}"])
+        start = time.perf_counter()
+        train(document)
+        (folder / "seconds").write_text(f"{time.perf_counter() - start:.0f}")
+    return Generator.from_pretrained(folder, device="cpu"), (folder / "seconds").read_text()
 
 
 def measure(generator: Generator, args: argparse.Namespace, classifier: Classifier, real: Tensor) -> dict[str, Any]:
@@ -117,8 +122,10 @@ def measure(generator: Generator, args: argparse.Namespace, classifier: Classifi
 
 
 def likelihood(folder: Path) -> str:
-    bits = json.loads((folder / "evaluation.json").read_text()).get("bits_per_dimension")
-    return "-" if bits is None else f"{bits:.3f}"
+    found = json.loads((folder / "evaluation.json").read_text())
+    if "bits_per_dimension" in found:
+        return f"{found['bits_per_dimension']:.3f}"
+    return f"({found['nats_per_dimension']:.2f} nats)"
 
 
 def steps(generator: Generator) -> int:
@@ -127,55 +134,64 @@ def steps(generator: Generator) -> int:
     return model.layout("image", model.options["image"].grid).num_blocks
 
 
+def images_per_second(generators: dict[str, Generator], batch: int, repeats: int) -> dict[str, float]:
+    runs = {
+        name: partial(generator.generate, n=batch, label=3, batch_size=batch) for name, generator in generators.items()
+    }
+    for run in runs.values():
+        run()
+    taken = seconds_in_turns(runs, repeats, torch.device("cpu"))
+    return {name: batch / median(seconds) for name, seconds in taken.items()}
+
+
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     (train_pixels, train_labels), (real, real_labels) = real_images([])
     classifier = fit_classifier(train_pixels, train_labels)
+    generators, rows, cells = {}, [], {}
     with tempfile.TemporaryDirectory() as scratch:
-        generators, rows, quality = {}, [], {}
         for name in args.methods:
             folder = Path(args.keep or scratch) / name.replace(" ", "_").replace(",", "")
             generators[name], seconds = fit(name, args, folder)
-            quality[name] = measure(generators[name], args, classifier, real)
-            quality[name] |= {"bits": likelihood(folder), "seconds": seconds}
-        draw = {
-            name: lambda g=g: g.generate(n=args.batch, label=3, batch_size=args.batch) for name, g in generators.items()
-        }
-        for run in draw.values():
-            run()
-        taken = seconds_in_turns(draw, args.repeats, torch.device("cpu"))
-        speed = {name: args.batch / median(seconds) for name, seconds in taken.items()}
-    for name, found in quality.items():
-        numbers = [found["bits"], f"{found['accuracy']:.3f}", f"{found['frechet']:.2f}", f"{steps(generators[name])}"]
-        ratio = speed[name] / speed[args.methods[0]]
-        rows.append([name, *numbers, f"{speed[name]:.1f}", f"{ratio:.2f}x", f"{found['seconds']:.0f}"])
-    halves = [classifier.features(part).detach().numpy() for part in (real, train_pixels)]
-    held_out = [f"{classifier.accuracy(real, real_labels):.3f}", f"{frechet_distance(*halves):.2f}"]
-    rows.append(["(real training images)", "-", *held_out, "-", "-", "-", "-"])
+            found = measure(generators[name], args, classifier, real)
+            quality = [likelihood(folder), f"{found['accuracy']:.3f}", f"{found['frechet']:.2f}"]
+            cells[name] = [*quality, f"{steps(generators[name])}", seconds]
+    single, many = (images_per_second(generators, batch, args.repeats) for batch in (1, args.batch))
+    for name, (*quality, seconds) in cells.items():
+        ratio = f"{single[name] / single[args.methods[0]]:.2f}x"
+        rows.append([name, *quality, f"{single[name]:.1f}", ratio, f"{many[name]:.0f}", seconds])
+    features = [classifier.features(part).detach().numpy() for part in (real, train_pixels)]
+    reference = [f"{classifier.accuracy(real, real_labels):.3f}", f"{frechet_distance(*features):.2f}"]
+    rows.append(["(real images, of training)", "-", *reference, *["-"] * 5])
     print(f"\n{machine(torch.device('cpu'), torch.float32)}\n")
     print(
         f"{args.samples} samples per row, classes in equal shares, no guidance, temperature 1, seed {args.seed}; "
-        f"features: {halves[0].shape[1]} of a classifier trained here; real: {len(real)} held-out images; "
-        f"{args.epochs} epochs; speed: batches of {args.batch}, median of {args.repeats}.\n"
+        f"features: {features[0].shape[1]} of a classifier trained here; real: {len(real)} held-out images; "
+        f"{args.layers} layers of width {args.width}, {args.epochs} epochs; speed: one image at a time, "
+        f"and batches of {args.batch}; median of {args.repeats}.\n"
     )
-    header = ["method", "bits/dim", "accuracy", "Frechet", "steps", "images/s", "vs first", "training s"]
-    print_table(header, rows)
-    if {"next-token", "next-block, rows"} <= set(speed):
-        ratio = speed["next-block, rows"] / speed["next-token"]
-        print_target("rows as blocks against next-token, images/s", ratio, 5, at_least=True)
+    batches = f"/s in {args.batch}s"
+    print_table(
+        ["method", "bits/dim", "accuracy", "Frechet", "steps", "images/s", "vs first", batches, "training s"], rows
+    )
+    if {"next-token", "next-block, rows"} <= set(single):
+        gain = single["next-block, rows"] / single["next-token"]
+        print_target("rows as blocks against next-token, images/s one at a time", gain, 5, at_least=True)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="ROW")
-    parser.add_argument("--epochs", type=int, default=40, help="of training, for all rows")
+    parser.add_argument("--epochs", type=int, default=30, help="of training, for all rows")
+    parser.add_argument("--width", type=int, default=96, help="of the backbone")
+    parser.add_argument("--layers", type=int, default=3, help="of the backbone")
     parser.add_argument("--samples", type=int, default=1000, help="images per row for accuracy and Frechet distance")
     parser.add_argument("--batch", type=int, default=100, help="images per batch when speed is measured")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", metavar="DIR", help="keep the trained models there")
+    parser.add_argument("--keep", metavar="DIR", help="keep the trained models there; those that are there are used")
     return parser.parse_args()
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,17 +16,12 @@ from transformers.utils import logging
 
 from .._version import __version__
 from ..modeling import UnimodalARForGeneration
+from ..saving import MODEL_FILES, write_whole
 from ..training import UnimodalARTrainer
 from ..training.arguments import find_checkpoint, last_checkpoint
 from ..training.data import Evaluator
 from ..training.recipe import Resolved, load_recipe
 from ..training.schedule import Schedule
-
-# What a training writes, by pattern; config.json first, because a folder with one is complete.
-OURS = (
-    *("config.json", "generation_config.json", "model*.safetensors*", "processor_config.json"),
-    *("*_tokenizer", "recipe.yaml", "evaluation.json", "samples.png"),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,33 +161,9 @@ def _publish(resolved: Resolved, model: UnimodalARForGeneration, evaluator: Eval
         tables = cast(Evaluator, evaluator).run(model, folder)
         (folder / "evaluation.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
 
-    _write_whole(output, write_model, replaced=OURS)
+    write_whole(output, write_model, replaced=MODEL_FILES)
     if evaluator:
-        _write_whole(output, write_evaluation)
-
-
-def _write_whole(output: Path, write: Callable[[Path], Any], replaced: Sequence[str] = ()) -> None:
-    """Lets `write` fill a folder beside the files' place, removes the files of the patterns `replaced` and moves the
-    new ones there one by one, config.json last: a folder with a config.json is complete and of one training."""
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
-    try:
-        write(partial)
-        for pattern in replaced:
-            for file in output.glob(pattern):
-                _remove(file)
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-            if (output / file.name).is_dir():  # which cannot be replaced
-                _remove(output / file.name)
-            os.replace(file, output / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+        write_whole(output, write_evaluation)
 
 
 def main() -> None:

@@ -207,7 +207,7 @@ def test_a_broken_model_is_one_sentence(folder: Path, capsys: pytest.CaptureFixt
     config, weights = Path("model/config.json"), Path("model/model.safetensors")
     document = json.loads(config.read_text())
     document["backbone"]["hidden_size"] = 32
-    sentence = "--model is 'model', whose weights do not load"
+    sentence = "weights in 'model' do not load"
     for file, content in ((config, json.dumps(document).encode()), (weights, weights.read_bytes()[:-100])):
         whole = file.read_bytes()
         file.write_bytes(content)

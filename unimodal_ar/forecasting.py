@@ -21,6 +21,7 @@ from .layout import ORDERS, Layout
 from .modality import ModalityOptions
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
+from .saving import load_model
 from .schema import ContinuousElement, unknown_key
 
 if TYPE_CHECKING:
@@ -156,23 +157,12 @@ class Forecaster:
             device: None: a GPU if there is one.
             dtype: None: float32 on the CPU (bfloat16 is slow on many), the checkpoint's own on a GPU.
         """
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if dtype is None and where.type == "cpu":
-            dtype = torch.float32
         adapter = AutoAdapter.from_pretrained(path, modality)
         if not isinstance(adapter, TimeSeriesAdapter):
             raise ValueError(
                 f"adapter of {str(path)!r} is a {type(adapter).__name__}; forecasting needs a TimeSeriesAdapter"
             )
-        loaded: Any = UnimodalARForGeneration.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True)
-        model, report = loaded
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report[problem]:
-                raise ValueError(
-                    f"weights in {str(path)!r} do not fit its config.json: {problem} "
-                    f"{sorted(map(str, report[problem]))[:3]}"
-                )
-        return cls(model.to(where), adapter)
+        return cls(load_model(path, device, dtype), adapter)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Writes model and adapter into one folder."""

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .adapters import Adapter, ImageAdapter, LabelAdapter, TimeSeriesAdapter, load_adapters
 from .adapters.pictures import open_picture, to_pixels
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
+from .saving import load_model
 from .segment import Segment, collate
 
 
@@ -233,32 +233,6 @@ def generate(
         raise ValueError(f"device is {device!r}, which is for a folder; a model that is loaded stays where it is")
     generator = path if isinstance(path, Generator) else Generator(*path)
     return generator.generate(n, **arguments)
-
-
-def load_model(
-    path: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> UnimodalARForGeneration:
-    """The model of a folder, in evaluation mode; arguments as in `Generator.from_pretrained`.
-
-    Raises:
-        ValueError: the weights are damaged, or do not fit config.json.
-    """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if dtype is None and where.type == "cpu":
-        dtype = torch.float32
-    try:
-        loaded: Any = UnimodalARForGeneration.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True)
-    except (RuntimeError, SafetensorError) as error:  # shapes that differ, a file that is cut off
-        reason = str(error).partition("\n")[0].strip(" .")
-        raise ValueError(f"weights in {str(path)!r} do not load with its config.json ({reason})") from error
-    model, report = loaded
-    for problem in ("missing_keys", "unexpected_keys"):
-        if report[problem]:
-            raise ValueError(
-                f"weights in {str(path)!r} do not fit its config.json: {problem} "
-                f"{sorted(map(str, report[problem]))[:3]}"
-            )
-    return model.to(where).eval()
 
 
 def _read_mask(mask: Any, given: Any, size: tuple[int, int]) -> Tensor:

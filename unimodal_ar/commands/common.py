@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-Loaded = TypeVar("Loaded")
+from typing import Any
 
 
 def check_output(option: str, path: Path) -> None:
@@ -40,21 +37,9 @@ def usable_device(name: str | None) -> Any:
     return torch.device(name)
 
 
-def load_quietly(load: Callable[..., Loaded], model: str, device: Any) -> Loaded:
-    """`load(model, device=device)` without a progress bar (it is done in a second).
-
-    Raises:
-        ValueError: the weights are damaged, or of another training than config.json.
-    """
-    from safetensors import SafetensorError
+def load_quietly(kind: Any, model: str, device: Any) -> Any:
+    """`kind.from_pretrained` without a progress bar: it is done in a second."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    try:
-        return load(model, device=device)
-    except (RuntimeError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0].strip(" .")
-        raise ValueError(
-            f"--model is {model!r}, whose weights do not load ({reason}); model.safetensors and config.json must be "
-            "whole and of one training"
-        ) from error
+    return kind.from_pretrained(model, device=device)

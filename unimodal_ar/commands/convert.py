@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from ..recipes.train import OURS, _write_whole
+    from ..saving import MODEL_FILES, write_whole
 
     logging.disable_progress_bar()
     out, checkpoint = Path(arguments.out), Path(arguments.checkpoint)
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
             adapter.save_pretrained(folder)
 
     out.mkdir(parents=True, exist_ok=True)
-    _write_whole(out, write, replaced=OURS)
+    write_whole(out, write, replaced=MODEL_FILES)
     print(f"Wrote {out}")
 
 

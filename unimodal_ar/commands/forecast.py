@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     _check_request(arguments, out, plot)
     device = usable_device(arguments.device)
     series = _read(arguments)
-    forecaster = load_quietly(Forecaster.from_pretrained, arguments.model, device)
+    forecaster = load_quietly(Forecaster, arguments.model, device)
     forecast = forecaster.predict(
         series, arguments.horizon, arguments.quantiles, arguments.num_samples, seed=arguments.seed
     )

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     _check_request(arguments, out)
     device = usable_device(arguments.device)
-    generator = load_quietly(Generator.from_pretrained, arguments.model, device)
+    generator = load_quietly(Generator, arguments.model, device)
     samples = generator.generate(
         arguments.n,
         arguments.target,
