@@ -169,6 +169,15 @@ def test_several_codes_per_element() -> None:
     assert chi_square(frequencies(drawn.flatten(1), V), probability) > P_VALUE
 
 
+def test_each_code_of_an_element_has_a_table_of_its_own() -> None:
+    kind = codes(V, (2, 1, 1), element={"kind": "discrete", "vocab_size": V, "codes": 2})
+    embedding = build({"x": kind}).embeddings["x"]
+    one, other = (
+        embedding.embed(torch.tensor([[pair]]), torch.ones(1, 1, dtype=torch.bool)) for pair in ([0, 2], [2, 0])
+    )
+    assert (one - other).abs().max() > 1e-2
+
+
 # --- guidance ---------------------------------------------------------------------------------------------------------
 
 

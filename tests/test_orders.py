@@ -125,15 +125,16 @@ def test_strided_blocks_hold_one_element_of_every_region(order: str, side: int, 
 @pytest.mark.parametrize(
     ("order", "grid", "sentence"),
     [
-        ("strided", (1, 3, 4), "grid is (1, 3, 4); this order cuts frames into 2 x 2 regions of equal size"),
-        ("strided", (8, 1, 1), "grid is (8, 1, 1); this order cuts frames into 2 x 2 regions of equal size"),
-        ("strided_4x4", (1, 4, 6), "grid is (1, 4, 6); this order cuts frames into 4 x 4 regions of equal size"),
+        ("strided", (1, 3, 4), "frames of 3 x 4 cannot be cut into 2 x 2 regions of equal size"),
+        ("strided", (8, 1, 1), "frames of 1 x 1 cannot be cut into 2 x 2 regions of equal size"),
+        ("strided_4x4", (1, 4, 6), "frames of 4 x 6 cannot be cut into 4 x 4 regions of equal size"),
     ],
 )
 def test_regions_of_unequal_size_are_refused(order: str, grid: Grid, sentence: str) -> None:
+    sentence = f"order {order!r} does not go with grid {grid}: {sentence}"
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         Layout.from_grid(grid, order)
-    with pytest.raises(ValueError, match=r"modalities\.x\.layout: grid is"):
+    with pytest.raises(ValueError, match=r"modalities\.x\.layout: order 'strided"):
         build({"x": codes(grid=grid, block=None, order=order)})
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModel, DynamicCache
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from .decoder import UnimodalARDecoder
 from .embeddings import CoordinateEmbedding
-from .masks import additive
+from .masks import TAKE_MASKS, additive
 from .sequence import Inputs
 
 
@@ -24,6 +24,11 @@ class NativeBackbone(nn.Module):
     def __init__(self, config: UnimodalARConfig) -> None:
         super().__init__()
         self.model = UnimodalARDecoder(config.backbone)
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether attention takes any pattern, not only causal and full ones."""
+        return self.model.config._attn_implementation in TAKE_MASKS
 
     def freeze_unused(self) -> None:
         """Every parameter is used."""

@@ -67,7 +67,7 @@ def _strided(grid: Grid, generator: torch.Generator | None, regions: int) -> tup
     arXiv 2412.15119)."""
     frames, height, width = grid
     if height % regions or width % regions:
-        raise ValueError(f"grid is {grid}; this order cuts frames into {regions} x {regions} regions of equal size")
+        raise ValueError(f"frames of {height} x {width} cannot be cut into {regions} x {regions} regions of equal size")
     cell = (1, height // regions, width // regions)
     index = cells(grid, cell).view(frames, regions**2, -1).transpose(1, 2)
     blocks = torch.ones(frames, *index.shape[1:], dtype=torch.long)
@@ -128,14 +128,18 @@ class Layout:
         cell = _cell(block, grid)
         units = (grid[0] // cell[0], grid[1] // cell[1], grid[2] // cell[2])
         with torch.device("cpu"):  # models ask for layouts while they are being built on the meta device
-            permutation, own_blocks = ORDERS[order].function(units, generator)
+            try:
+                permutation, own_blocks = ORDERS[order].function(units, generator)
+            except ValueError as error:
+                of = f" in blocks of {cell}" if cell != (1, 1, 1) else ""
+                raise ValueError(f"order {order!r} does not go with grid {grid}{of}: {error}") from None
             if own_blocks is None:
                 own_blocks = torch.arange(len(permutation))
             first = 0
             if known is not None:
                 permutation, first = _known_first(permutation, known.cpu(), order, grid, cell)
             index = cells(grid, cell)[permutation].flatten()
-            sizes = _sizes(block, len(index), first)
+            sizes = _sizes(block, len(index), first % len(index))
             if sizes is None:
                 numbers = own_blocks.repeat_interleave(_count(cell))
             else:
@@ -268,7 +272,9 @@ def _sizes(block: Block, n: int, first: int = 0) -> list[int] | None:
     if isinstance(block, int):
         if block < 1:
             raise ValueError(f"block is {block}; a block must have at least 1 element")
-        return [min(block, part - start) for part in (first, n - first) for start in range(0, part, block)]
+        # A short block of what is known comes first: before what is drawn it would leave elements unread.
+        known = [first % block] * (first % block > 0) + [block] * (first // block)
+        return known + [min(block, n - start) for start in range(first, n, block)]
     if isinstance(block, list):
         if any(not isinstance(size, int) or size < 1 for size in block) or sum(block) != n:
             raise ValueError(

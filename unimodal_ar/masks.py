@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TAKE_MASKS = ("eager", "flex_attention", "sdpa")
+"""Attention functions that take any mask; others know causal and full attention only."""
+
 
 @dataclass(frozen=True)
 class AttentionPattern:

@@ -40,8 +40,11 @@ class CachedDecoding:
         self.held: tuple[list[Part], ...] = ([],)
 
     def hold(self, *parts: list[Part]) -> None:
-        """Takes positions whose hidden states nobody asks for: they go with the next ones, which saves a pass."""
+        """Takes positions whose hidden states nobody asks for: they go with the next ones, which saves a pass.
+        (Together their pattern is neither causal nor full, so attention has to take masks.)"""
         self.held = parts
+        if not self.backbone.takes_masks:
+            self._flush()
 
     def append(self, *parts: list[Part]) -> tuple[Tensor, ...]:
         """Runs the backbone on new positions and commits them; returns hidden states [B, n, H], and the counterpart's.
@@ -66,9 +69,7 @@ class CachedDecoding:
         """Every example `repeats` times. (Guided halves stay apart: each half is repeated in itself.)"""
         if repeats == 1:
             return
-        if self.held[0]:  # once for all that are alike
-            held, self.held = self.held, ([],)
-            self.append(*held)
+        self._flush()  # once for all that are alike
         if self.cursor.length:
             # Not `batch_repeat_interleave`, which the layers of bodies with a state lack.
             self.cache.reorder_cache(self.rows.repeat_interleave(repeats))
@@ -76,6 +77,11 @@ class CachedDecoding:
         self.starts = tuple(None if start is None else start.repeat_interleave(repeats, 0) for start in self.starts)
         if self.conditioning is not None:
             self.conditioning = self.conditioning.repeat_interleave(repeats, 0)
+
+    def _flush(self) -> None:
+        held, self.held = self.held, ([],)
+        if held[0]:
+            self.append(*held)
 
 
 def _stack(first: Part, second: Part) -> Part:

@@ -145,6 +145,8 @@ class UnimodalARGenerationMixin:
         if not isinstance(context, (list, tuple)) or not all(isinstance(segment, Segment) for segment in context):
             raise ValueError(f"context is {context!r}; it must be a list of Segment, [] for none")
         context = [segment.to(self.device) for segment in context]
+        for segment in context:
+            self.check_segment(segment)
         options = self._sampling_options(arguments)
         segment, layout, known = self._target(arguments, context)
         guided = options.guidance_scale != 1
@@ -185,8 +187,8 @@ class UnimodalARGenerationMixin:
         changes = {name: arguments[name] for name in UnimodalARGenerationConfig._defaults}
         options = self.generation_config.updated(**changes)
         if options.guidance_scale != 1:
-            guided = [s.modality for s in arguments["context"] if self.options[s.modality].null_probability > 0]
-            if not guided:
+            contexts = [self.options[s.modality] for s in arguments["context"] if not s.target]
+            if not any(options.null_probability > 0 for options in contexts):
                 raise ValueError(
                     f"guidance_scale is {options.guidance_scale}; guidance needs a context segment whose modality was "
                     "trained with null_probability > 0"
@@ -230,6 +232,7 @@ class UnimodalARGenerationMixin:
         if observed is not None:  # what will be drawn counts as observed from now on
             future = layout.scatter((layout.block >= known)[None])
             observed = observed | (future if observed.dim() == 2 else future[..., None])
+            observed = None if bool(observed.all()) else observed  # or every block would look again
         return segment.replace(values=segment.values.clone(), observed=observed), layout, known
 
     def _context(self: Any, context: list[Segment], target: str, null: bool) -> _Side:

@@ -107,6 +107,10 @@ def _check_group(values: list[float], options: ModalityOptions) -> str | None:
 def _check_random_order(values: list[float], options: ModalityOptions) -> str | None:
     if any(not 0 <= value <= 1 for value in values):
         return f"takes the values {values}; they must lie in [0, 1]"
+    if options.layout.order != "raster":
+        return f"is annealed to raster order; the modality's layout.order is {options.layout.order!r}"
+    if Layout.from_grid(options.grid, "raster", options.layout.block).num_blocks == 1:
+        return "has nothing to order; the modality's layout is a single block"
     if options.target_positions is None and not options.has_shared_sources:
         return "needs the modality's target_positions, 'fourier' or 'learned'; they are None"
     return None
