@@ -80,8 +80,8 @@ class Adapter(ABC):
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Adds this adapter to `processor_config.json` in `directory` (made if missing), and its own files beside it;
-        an adapter of the same modality is replaced, everything else in the file stays. The file is never seen half
-        written.
+        an adapter of the same modality is replaced in its place, everything else in the file stays. The order of the
+        calls is that of the contexts in a sequence. The file is never seen half written.
 
         Raises:
             ValueError: the file exists and is not a JSON object.

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 UNKNOWN = 128
 
 
+def tokenizer_folder(modality: str) -> str:
+    """What the folder is called in which the tokenizer of a modality's adapter is saved, beside the adapter."""
+    return f"{modality}_tokenizer"
+
+
 @register_adapter("image")
 class ImageAdapter(Adapter):
     """Images of one size <-> elements on the grid (1, h, w).
@@ -118,6 +123,12 @@ class ImageAdapter(Adapter):
         """Whether a palette is still to be learned."""
         elements = self.options.elements
         return isinstance(elements, PaletteElements) and elements.palette is None
+
+    @property
+    def tokenizer_path(self) -> str | None:
+        """Where the tokenizer was read from; None: there is none, or it was given as an object."""
+        elements = self.options.elements
+        return elements.path if isinstance(elements, TokenizerElements) else None
 
     def fit(self, pixels: Tensor, seed: int = 0) -> None:
         """Learns the palette from uint8 [B, H, W, C] by k-means (`fit_palette`); one that is there is replaced.
@@ -209,7 +220,7 @@ class ImageAdapter(Adapter):
         config = self.config()
         if self.tokenizer is None:
             return config
-        name = f"{self.modality}_tokenizer"
+        name = tokenizer_folder(self.modality)
         temporary = folder / f".{name}.{uuid.uuid4().hex}"
         try:
             self.tokenizer.save_pretrained(temporary)

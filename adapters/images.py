@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,14 @@ class ImageSource:
         items: what each is read from (as `open_picture` takes it).
         labels: the class of each, from 0 on; None: unknown.
         classes: the classes' names; None: they have none.
+        passed_over: files beside the images that are not read: their names do not end like an image's.
     """
 
     names: list[str]
     items: Sequence[Any]
     labels: list[int] | None = None
     classes: list[str] | None = None
+    passed_over: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,7 +60,7 @@ def read_images(source: Any, image: str | None = None, label: str | None = None)
     Sources:
 
     - a folder of images, or of one folder per class: the classes are the folders in alphabetical order. Names that
-      begin with a dot, and files whose name does not end like an image's, are left out;
+      begin with a dot are left out, and so are files whose name does not end like an image's (`passed_over`);
     - a .parquet file whose image column holds structs {bytes, path} (as Hugging Face writes them), files' bytes or
       paths;
     - a `datasets.Dataset`, or a folder that its `save_to_disk` wrote;
@@ -97,34 +99,48 @@ def read_images(source: Any, image: str | None = None, label: str | None = None)
 def _from_folder(folder: Path) -> ImageSource:
     if not folder.is_dir():
         raise ValueError(f"{folder} is {'neither a folder nor a .parquet file' if folder.exists() else 'not there'}")
-    files, folders = _images(folder), _folders(folder)
-    if files and folders and any(_images(sub) for sub in folders):
+    files, others, folders = _listed(folder)
+    if files and any(_holds_images(sub) for sub in folders):
         raise ValueError(
             f"{folder} holds images and folders of images; it must hold either, a folder of images being a class"
         )
     if files:
-        return ImageSource([str(file) for file in files], files)
+        return ImageSource([str(file) for file in files], files, passed_over=_inside(folder, others))
     if not folders:
         raise ValueError(f"{folder} holds no images; their names end in one of {', '.join(SUFFIXES)}")
-    by_class = [_images(sub) for sub in folders]
-    for sub, found in zip(folders, by_class, strict=True):
+    labels: list[int] = []
+    for label, sub in enumerate(folders):
+        found, more, below = _listed(sub)
+        nested = next((deep for deep in below if _holds_images(deep)), None)
+        if nested is not None:
+            raise ValueError(f"{nested} holds images; each folder in {folder} is a class and holds its images itself")
         if not found:
             raise ValueError(f"{sub} holds no images; each folder in {folder} is a class and must hold some")
-    files = [file for found in by_class for file in found]
-    labels = [label for label, found in enumerate(by_class) for _ in found]
-    return ImageSource([str(file) for file in files], files, labels, [sub.name for sub in folders])
+        files += found
+        others += more
+        labels += [label] * len(found)
+    names, classes = [str(file) for file in files], [sub.name for sub in folders]
+    return ImageSource(names, files, labels, classes, _inside(folder, others))
 
 
-def _images(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.is_file() and path.suffix.lower() in SUFFIXES]
+def _listed(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The images, the other files and the folders in a folder, each sorted."""
+    with os.scandir(folder) as entries:  # which knows folders from files without asking for each
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    folders = [Path(entry) for entry in visible if entry.is_dir()]
+    files = [Path(entry) for entry in visible if entry.is_file()]
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    return images, [path for path in files if path.suffix.lower() not in SUFFIXES], folders
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.is_dir()]
+def _holds_images(folder: Path) -> bool:
+    """At any depth."""
+    images, _, folders = _listed(folder)
+    return bool(images) or any(_holds_images(sub) for sub in folders)
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def _inside(folder: Path, files: list[Path]) -> list[str]:
+    return [str(file.relative_to(folder)) for file in files]
 
 
 def _from_items(source: Any) -> ImageSource:

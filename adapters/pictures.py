@@ -9,7 +9,7 @@ import struct
 import uuid
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,14 @@ def to_picture(pixels: Tensor) -> Image.Image:
     """uint8 [H, W, C] -> a PIL image of mode L (1 channel) or RGB."""
     array = pixels.cpu().numpy()
     return pillow().Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def nearest_sizes(size: Sequence[int], step: int) -> str:
+    """What a message says of a size whose sides must be multiples of `step`: the nearest legal one, each side for
+    itself; two where a side lies in the middle."""
+    lower = [max((2 * side + step - 1) // (2 * step), 1) * step for side in size]
+    upper = [max((2 * side + step) // (2 * step), 1) * step for side in size]
+    return f"the nearest legal size is {lower}" + ("" if lower == upper else f" or {upper}")
 
 
 def montage(pixels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..schema import Strict
 from .palette import nearest
+from .pictures import nearest_sizes
 from .tokenizers import ImageTokenizer
 
 # Images that a tokenizer is given at a time: its activations, unlike pixels and codes, do not fit for many.
@@ -85,7 +86,7 @@ class Codec(ABC):
             product.
 
     Raises:
-        ValueError: a size that is no multiple of it; the nearest legal sizes are named.
+        ValueError: a size that is no multiple of it; the nearest legal one is named.
     """
 
     element: dict[str, Any]  # the `element` of the model's configuration
@@ -98,7 +99,7 @@ class Codec(ABC):
             why = " and ".join(f"{name} {step}" for name, step in steps.items() if step > 1)
             raise ValueError(
                 f"size is {list(size)}; with {why} both sides must be multiples of {self.step}, "
-                f"and the nearest legal sizes are {' and '.join(_nearest_sizes(size, self.step))}"
+                f"and {nearest_sizes(size, self.step)}"
             )
         self.channels = channels
         self.grid = (1, size[0] // self.step, size[1] // self.step)
@@ -270,12 +271,6 @@ PIXEL_CODECS: dict[str, Callable[[tuple[int, int], int, int, Any], Codec]] = {
     "palette": PaletteCodec,
     "patches": PatchCodec,
 }
-
-
-def _nearest_sizes(size: tuple[int, int], step: int) -> list[str]:
-    lower = [max(side // step, 1) * step for side in size]
-    upper = [-(-side // step) * step for side in size]
-    return [str(legal) for legal in ([lower] if lower == upper else [lower, upper])]
 
 
 def _no_group(group: int, what: str) -> None:

@@ -15,8 +15,10 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from .._version import __version__
+from ..adapters import ImageAdapter
+from ..adapters.image import tokenizer_folder
 from ..modeling import UnimodalARForGeneration
-from ..saving import MODEL_FILES, write_whole
+from ..saving import check_output, write_whole
 from ..training import UnimodalARTrainer
 from ..training.arguments import find_checkpoint, last_checkpoint
 from ..training.data import Evaluator
@@ -53,11 +55,13 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
 
     Raises:
         ValueError: the recipe does not hold together (every error is named), the data are too short for it, or the
-            folder already holds a model.
+            folder already holds a model, or files of the user's that a model would replace.
     """
     resolved = Resolved(document)
-    evaluator = resolved.evaluator()
     output = Path(resolved.recipe.output_dir)
+    if not dry_run:
+        _check_output(resolved, output, overwrite)
+    evaluator = resolved.evaluator()
     checkpoints = output / "checkpoints"
     checkpoint = find_checkpoint(resolved.recipe.training.get("resume_from_checkpoint"), checkpoints)
     if dry_run:
@@ -65,8 +69,6 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
             _fit(resolved, Path(scratch) / "checkpoints", max_steps=2)
         print("Dry run: recipe, data and two training steps are fine.")
         return None
-    if (output / "config.json").exists() and not overwrite:
-        raise ValueError(f"output_dir {str(output)!r} already holds a model; choose another or pass --overwrite")
     if checkpoint is None and last_checkpoint(checkpoints) and not overwrite:
         raise ValueError(
             f"{str(checkpoints)!r} holds checkpoints of an earlier training; go on from the last one by "
@@ -77,6 +79,14 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
         _publish(resolved, trainer.accelerator.unwrap_model(trainer.model), evaluator, output)
         print(f"Wrote {output}")
     return output
+
+
+def _check_output(resolved: Resolved, output: Path, overwrite: bool) -> None:
+    """See `saving.check_output`; tokenizers are copied to the model's folder."""
+    images = [adapter for adapter in resolved.adapters.values() if isinstance(adapter, ImageAdapter)]
+    paths = {adapter.modality: adapter.tokenizer_path for adapter in images if adapter.tokenizer_path is not None}
+    read = {f"adapters.{name}.elements.path": path for name, path in paths.items()}
+    check_output(output, "output_dir", overwrite, read, [tokenizer_folder(name) for name in paths])
 
 
 def _fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, **changes: Any) -> UnimodalARTrainer:
@@ -161,7 +171,7 @@ def _publish(resolved: Resolved, model: UnimodalARForGeneration, evaluator: Eval
         tables = cast(Evaluator, evaluator).run(model, folder)
         (folder / "evaluation.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
 
-    write_whole(output, write_model, replaced=MODEL_FILES)
+    write_whole(output, write_model, replace=True)
     if evaluator:
         write_whole(output, write_evaluation)
 

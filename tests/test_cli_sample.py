@@ -139,6 +139,7 @@ def test_a_bad_request_is_told_before_the_model_is_looked_at(
         (["--context", "label=1", "--context", "label=2"], "--context names 'label' twice"),
         (["--context", "label=3"], "label is 3; this adapter knows the classes 0..2"),
         (["--context", "label=-1"], "label is '-1'; this adapter knows the classes 0..2"),
+        (["--context", "label=\u0662"], "label is '\u0662'; this adapter knows the classes 0..2"),  # an Arabic 2
         (["--context", "label=0,1,2"], "label has 3 values and n is 16"),
         (["--context", "label=1", "--target", "label"], "target is 'label'; it must be one of ['image']"),
         (["--context", "label=1", "--steps", "3"], "steps is 3; next-block prediction draws a block in one pass"),
@@ -241,6 +242,19 @@ def test_an_unknown_checkpoint_or_converter(checkpoint: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["convert", "--help"])
     assert "whose: " in capsys.readouterr().out
+
+
+def test_a_conversion_spares_what_is_not_its_own(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("new/model").mkdir(parents=True)
+    Path("new/model/recipe.yaml").write_text("mine")
+    assert convert("--set", "scale=1", "--overwrite") == 2
+    assert "--out 'new/model' holds recipe.yaml, which is no part of a model there" in capsys.readouterr().err
+    assert [file.name for file in Path("new/model").iterdir()] == ["recipe.yaml"]
+    Path("new/model/recipe.yaml").unlink()
+    assert convert("--set", "scale=1") == 0
+    Path("toy.pth").rename("new/model/model.safetensors")
+    assert main(["convert", "toy", "new/model/model.safetensors", "--out", "new/model", "--overwrite"]) == 2
+    assert "checkpoint is 'new/model/model.safetensors', which the model in --out" in capsys.readouterr().err
 
 
 def test_nothing_is_left_of_a_conversion_that_fails(

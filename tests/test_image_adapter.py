@@ -516,8 +516,10 @@ def test_segments_that_do_not_fit() -> None:
             dict(size=30, elements={"kind": "patches", "patch": 4}),
             "size is [30, 30]; with patch 4 both sides must be mu",
         ),
-        (dict(size=[30, 32], group=4), "multiples of 4, and the nearest legal sizes are [28, 32] and [32, 32]"),
-        (dict(size=2, group=4), "and the nearest legal sizes are [4, 4]"),
+        (dict(size=[30, 32], group=4), "multiples of 4, and the nearest legal size is [28, 32] or [32, 32]"),
+        (dict(size=[7, 9], elements={"kind": "patches", "patch": 4}), "and the nearest legal size is [8, 8]"),
+        (dict(size=[6, 10], elements={"kind": "patches", "patch": 4}), "nearest legal size is [4, 8] or [8, 12]"),
+        (dict(size=2, group=4), "and the nearest legal size is [4, 4]"),
         (
             dict(size=8, group=2, elements={"kind": "patches", "patch": 2}),
             "group is 2 with elements of kind 'patches'; on",

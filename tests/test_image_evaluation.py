@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,31 @@ def test_few_images_are_noted() -> None:
     found = image_metrics(pixels(9, 0), pixels(11, 1), Means(), name="quadrants")
     assert format_metrics(found).endswith("seed 0); fewer images than the 12 features: the covariances are singular")
     assert "features quadrants of" in format_metrics(found)
+
+
+class Placed(Means):
+    """Remembers where it was sent."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.fails, self.places = fails, [torch.device("cpu")]
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        self.places.append(args[0])
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert self.places[-1] == torch.device("cpu:0")
+        return images if self.fails else super().forward(images)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_extractor_is_left_where_it_was(fails: bool) -> None:
+    module = Placed(fails)
+    with pytest.raises(ValueError, match="features gave") if fails else nullcontext():
+        extract_features(module, pixels(4, 0), device="cpu:0")
+    assert module.places == [torch.device(place) for place in ("cpu", "cpu:0", "cpu")]
+    assert module.training
 
 
 def test_grey_images_are_repeated() -> None:

@@ -31,7 +31,8 @@ LAYERS = {
             {"backbone", "configuration", "curriculum", "decoder", "embeddings", "generation", "heads"}
             | {"modality", "objectives"},
             {"modeling"},
-            {"adapters", "convert", "evaluation", "forecasting", "hub", "pipelines", "saving"} | {"training"},
+            {"adapters", "convert", "evaluation", "fitting", "forecasting", "hub", "pipelines", "saving"}
+            | {"training"},
             {"cli", "commands", "recipes"},
             {"unimodal_ar"},  # the package's own __init__, which gathers the public names
         ]

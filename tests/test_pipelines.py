@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unimodal_ar import SampleNoise, Segment
 from unimodal_ar.adapters import ImageAdapter, LabelAdapter, TimeSeriesAdapter
+from unimodal_ar.adapters.tokenizers import ImageTokenizer
 from unimodal_ar.pipelines import Generator, generate, load
 from unimodal_ar.saving import load_model
 
@@ -173,6 +174,37 @@ def test_what_follows_the_target_is_no_context() -> None:
     assert torch.equal(source.generate(2, "second", image=seen).segment.values, expected.values)
 
 
+def test_an_image_may_be_a_context() -> None:
+    hint, adapter = image_adapter(modality="hint"), image_adapter()
+    net = build({"hint": label(3, grid=hint.grid), "image": codes(3, adapter.grid)}, spread=0.1)
+    seen = pictures(2)
+    context = hint.encode(seen).replace(target=False)
+    expected = net.generate([context], "image", generator=SampleNoise(0, torch.arange(2))).values
+    assert torch.equal(Generator(net, [hint, adapter]).generate(2, hint=seen).segment.values, expected)
+
+
+def test_contexts_come_first_however_they_were_saved(tmp_path: Path) -> None:
+    source = generator()
+    for part in (source.model, source.adapters["image"], source.adapters["label"]):
+        part.save_pretrained(tmp_path)
+    saved = load(tmp_path)
+    assert saved.contexts() == ["label"] and list(saved.adapters) == ["label", "image"]
+    assert torch.equal(saved.generate(2, label=1).segment.values, source.generate(2, label=1).segment.values)
+    first, second, other = LabelAdapter(3), LabelAdapter(3, modality="other"), image_adapter()
+    net = build({"label": label(3), "image": codes(3, other.grid), "other": label(3)})
+    assert Generator(net, [second, other, first]).contexts() == ["other", "label"]  # as given, else
+
+
+def test_the_adapters_size_is_drawn_or_refused_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    larger = ImageAdapter(6, channels=1, elements={"kind": "levels", "levels": 3})
+    plain = Generator(build({"image": codes(3, (1, 4, 4))}), [larger])
+    assert plain.generate(2).raw[1].size == (6, 6)
+    fixed = Generator(build({"image": codes(3, (1, 4, 4), [4, 12])}), [larger])
+    monkeypatch.setattr(type(fixed.model), "_draw", None)
+    with pytest.raises(ValueError, match=r"block is the list of sizes \[4, 12\]; .* add up to the grid's 36 elements"):
+        fixed.generate(2)
+
+
 def test_a_forecasting_model_is_sent_elsewhere() -> None:
     adapter = TimeSeriesAdapter(patch=3)
     with pytest.raises(ValueError, match=r"modality 'series' is of time series, .* with unimodal_ar\.Forecaster"):
@@ -185,11 +217,20 @@ def test_adapters_must_fit_the_model() -> None:
         Generator(generator().model, [labels]).generate(1, label=0)
     finer = ImageAdapter(SIZE, channels=1, elements={"kind": "levels", "levels": 4})
     with pytest.raises(
-        ValueError, match=r"the adapter of 'image' makes elements .*4.*; the model wants .*'vocab_size': 3"
+        ValueError, match=r"modalities\.image\.element\.vocab_size is 3; its adapter .* whose vocab_size is 4"
     ):
         Generator(generator().model, [labels, finer])
     with pytest.raises(ValueError, match=r"the adapter's modality is 'image'; the model knows \['series'\]"):
         Generator(build({"series": series(3)}), [grey])
+
+
+def test_each_modality_has_one_adapter() -> None:
+    grey, labels = image_adapter(), LabelAdapter(3)
+    net = generator().model
+    with pytest.raises(ValueError, match=r"there is no adapter for \['label'\], which this model is conditioned on; "):
+        Generator(net, [grey])
+    with pytest.raises(ValueError, match="2 adapters are of modality 'label'; each modality has one"):
+        Generator(net, [labels, grey, LabelAdapter(3)])
 
 
 def test_damaged_or_foreign_weights_are_told(folder: Path) -> None:
@@ -236,6 +277,59 @@ def test_any_part_is_kept_under_a_random_order() -> None:
         assert not torch.equal(drawn[:, mask], known[mask].expand(8, -1))
 
 
+class Surroundings(ImageTokenizer):
+    """A code for 2 x 2 pixels: the level of the mean of 6 x 6 around them. Its device is imaginary."""
+
+    discrete, channels, factor, vocab_size = True, 1, 2, 3
+
+    def __init__(self) -> None:
+        self.place, self.seen = torch.device("cuda"), list[torch.device]()
+
+    @property
+    def device(self) -> torch.device:
+        return self.place
+
+    def to(self, device: Any) -> Any:
+        self.place = torch.device(device)
+        return self
+
+    def _encode(self, x: Tensor) -> Tensor:
+        self.seen.append(self.place)
+        means = torch.nn.functional.avg_pool2d(x, 6, 2, padding=2, count_include_pad=False)
+        return (means[:, 0] * 5 + 1).round().clamp(0, 2).long()
+
+    def _decode(self, values: Tensor) -> Tensor:
+        self.seen.append(self.place)
+        return (values[:, None] - 1.0).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_what_is_kept_knows_nothing_of_what_was_there() -> None:
+    """Though a tokenizer's codes depend on pixels around their own."""
+    adapter = ImageAdapter(8, channels=1, tokenizer=Surroundings().to("cpu"))
+    source = generator(adapter)
+    mask = np.arange(8)[:, None].repeat(8, 1) >= 4
+    picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8))
+    other, grey = picture.clone(), picture.clone()
+    other[4:], grey[4:] = 255 - picture[4:], 128
+    first, second, filled = (adapter.encode(image).values[:, :8] for image in (picture, other, grey))
+    assert not torch.equal(first, second) and not torch.equal(first, filled)
+    for image in (picture, other):
+        drawn = source.generate(3, label=1, given=image, mask=mask).segment.values
+        assert torch.equal(drawn[:, :8], filled.expand(3, -1))
+
+
+def test_tokenizers_work_on_the_models_device_and_return() -> None:
+    tokenizer = Surroundings()
+    adapter = ImageAdapter(8, channels=1, tokenizer=tokenizer)
+    source, picture = generator(adapter), torch.zeros(8, 8, dtype=torch.uint8)
+    mask = np.ones((8, 8), dtype=bool)
+    source.generate(2, label=1, given=picture, mask=mask)
+    assert tokenizer.seen == [torch.device("cpu")] * 2 and tokenizer.place == torch.device("cuda")
+    with pytest.raises(ValueError, match="label is 7"):
+        source.generate(2, label=7)
+    assert tokenizer.place == torch.device("cuda")
+
+
 def test_an_element_is_drawn_whole() -> None:
     """2 x 2 pixels per element: one marked pixel has all four drawn anew."""
     adapter = image_adapter(group=2)
@@ -279,6 +373,11 @@ def test_what_completing_needs_is_told(tmp_path: Path) -> None:
             complete(picture, wrong)
     with pytest.raises(ValueError, match=r"mask has 5 x 4 pixels \(rows x columns\); .* images, 4 x 4"):
         complete(picture, np.ones((5, 4), dtype=bool))
+    see_through = Image.fromarray(np.full((SIZE, SIZE, 4), 255, dtype=np.uint8))
+    assert len(source.generate(2, label=1, given=picture, mask=see_through).raw) == 2  # opaque so far
+    see_through.putpixel((0, 0), (255, 255, 255, 7))
+    with pytest.raises(ValueError, match=r"mask has an alpha channel that is used \(down to 7\); paint it on a back"):
+        complete(picture, see_through)
     (tmp_path / "empty.png").touch()
     with pytest.raises(ValueError, match=r"mask .*empty\.png is empty"):
         complete(picture, tmp_path / "empty.png")

@@ -83,6 +83,34 @@ def test_folders_that_hold_no_set(tmp_path: Path) -> None:
         read_images(tmp_path / "1.png")
 
 
+def test_images_below_a_class_are_not_dropped(tmp_path: Path) -> None:
+    """As they would be where a folder of splits is named, or a class has folders of its own."""
+    write(tmp_path / "train" / "cat" / "1.png")
+    write(tmp_path / "train" / "dog" / "1.png")
+    (tmp_path / "train" / "cat" / "notes").mkdir()
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/train/cat holds images; each folder in {tmp_path} is")):
+        read_images(tmp_path)
+    assert read_images(tmp_path / "train").classes == ["cat", "dog"]
+    write(tmp_path / "train" / "cat" / "notes" / "deep" / "2.png")
+    with pytest.raises(ValueError, match=r"train/cat/notes holds images; each folder in .*/train is a class and holds"):
+        read_images(tmp_path / "train")
+    shutil.rmtree(tmp_path / "train" / "cat")
+    write(tmp_path / "more" / "cat" / "1.png")
+    write(tmp_path / "1.png")
+    with pytest.raises(ValueError, match="holds images and folders of images"):
+        read_images(tmp_path)
+
+
+def test_what_is_passed_over_is_kept_in_mind(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/2.jfif", "dog/1.png", "dog/.hidden", "dog/x.avif", "notes.txt"):
+        write(tmp_path / name)
+    (tmp_path / "dog" / "empty").mkdir()
+    source = read_images(tmp_path)
+    assert source.passed_over == ["notes.txt", "cat/2.jfif", "dog/x.avif"] and len(source) == 2
+    assert read_images(tmp_path / "cat").passed_over == ["2.jfif"]
+    assert read_images([tmp_path / "cat" / "1.png"]).passed_over == []
+
+
 def test_columns_are_those_of_tables(tmp_path: Path) -> None:
     write(tmp_path / "1.png")
     with pytest.raises(ValueError, match="image is None and label 'y'; they name columns, and the source is not a"):

@@ -119,6 +119,59 @@ def test_a_test_part_of_its_own(tmp_path: Path) -> None:
         _data(root, test=None, test_path=str(other)).test()
 
 
+@pytest.mark.parametrize(
+    ("names", "tested", "codes"),
+    [
+        (("1", "2", "3"), ("1", "2"), [0, 0, 1, 1]),  # all of the test's names are numbers of the adapter's
+        (("0", "1", "2"), ("1", "2"), [1, 1, 2, 2]),
+        (("ant", "bee", "cat"), ("0", "1"), None),
+        (("0", "1", "2"), ("ant", "bee"), None),
+    ],
+)
+def test_the_training_images_settle_what_a_label_is(
+    names: tuple[str, ...], tested: tuple[str, ...], codes: list[int] | None, tmp_path: Path
+) -> None:
+    root, other = _folder(tmp_path / "train", names), _folder(tmp_path / "test", tested, each=2)
+    data = _data(root, test=None, test_path=str(other))
+    if codes is None:
+        with pytest.raises(ValueError, match=rf"class '{tested[0]}' is not among the training images' classes \["):
+            data.train()
+    else:
+        assert _all(data.train())[0].unique().tolist() == [0, 1, 2]
+        assert _all(data.test())[0].tolist() == codes
+
+
+def _table(path: Path, labels: list[Any]) -> Path:
+    folder = _folder(path.parent / f"{path.stem} images", ("0",), len(labels))
+    files = sorted(folder.glob("*/*.png"))
+    rows = [{"image": {"bytes": file.read_bytes()}, "label": label} for file, label in zip(files, labels, strict=True)]
+    pd.DataFrame([{**row, "image": {**row["image"], "path": None}} for row in rows]).to_parquet(path)
+    return path
+
+
+def test_names_on_one_side_and_numbers_on_the_other(tmp_path: Path) -> None:
+    """Which number is which name, only a label adapter with names can say."""
+    root = _folder(tmp_path / "train")
+    numbers = _table(tmp_path / "numbers.parquet", [0, 1, 2, 0, 1, 2, 0, 1, 2, 1, 2])
+    sides: dict[tuple[Path, Path], str] = {
+        (root, numbers): "numbers.parquet has numbers for labels, and the training images have names; give",
+        (numbers, root): "00.png: class 'ant' is not among the training images' classes ['0', '1', '2']; give",
+    }
+    for (path, test_path), expected in sides.items():
+        options: dict[str, Any] = {"test": None, "test_path": str(test_path), "validation": 2}
+        with pytest.raises(ValueError, match=r".") as caught:
+            _data(path, **options).train()
+        expected += " adapters.label.classes the names in the order of the numbers"
+        assert expected in str(caught.value)
+        data = _data(path, _adapters(["bee", "ant", "cat"]), **options)
+        by_name, by_number = (data.test(), data.train()) if path == numbers else (data.train(), data.test())
+        assert by_name.labels is not None and by_number.labels is not None
+        labels, _, told = _all(by_name)
+        assert labels.tolist() == [{0: 1, 1: 0, 2: 2}[number] for number in told[:, 0].tolist()]
+        order = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 1, 2])
+        assert torch.equal(by_number.labels, order[by_number.rows])
+
+
 # Reading
 
 
@@ -164,6 +217,40 @@ def test_of_many_unreadable_files_the_first_ten_are_listed(tmp_path: Path, capsy
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 12 and told[0].endswith("12 of 24 images cannot be read and are left out:")
     assert told[-1] == "  ... and 2 more" and "bee/01.png" in told[-2]
+
+
+def test_files_that_are_passed_over_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("notes.txt", "ant/x.jfif"):
+        (_folder(tmp_path) if not (tmp_path / "ant").exists() else tmp_path).joinpath(name).touch()
+    _data(tmp_path).train()
+    assert capsys.readouterr().err == f"{tmp_path}: 2 other files were passed over: notes.txt, ant/x.jfif\n"
+    (tmp_path / "notes.txt").unlink()
+    _data(tmp_path).train()
+    assert capsys.readouterr().err == f"{tmp_path}: 1 other file was passed over: ant/x.jfif\n"
+    for number in range(10):
+        (tmp_path / f"{number}.txt").touch()
+    _data(tmp_path).train()
+    assert capsys.readouterr().err.endswith(
+        "11 other files were passed over: " + ", ".join(f"{number}.txt" for number in range(10)) + ", ...\n"
+    )
+
+
+@pytest.mark.parametrize(("elements", "each"), [("levels", 16), ("groups", 32), ("palette", 16), ("patches", 16)])
+def test_more_images_than_memory(elements: str, each: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 images of 4 x 4 pixels; groups are kept mirrored, too."""
+    root, free = _folder(tmp_path), [24 * each]
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free[0]))
+    _data(root, _adapters(**ELEMENTS[elements]), flip=True).train()
+    free[0] -= 1
+    with pytest.raises(
+        ValueError, match=r"keep its 24 images takes 0.0 GB of memory, of .*; set data.in_memory to fal"
+    ):
+        _data(root, _adapters(**ELEMENTS[elements]), flip=True).train()
+    _data(root, _adapters(**ELEMENTS[elements]), flip=True, in_memory=False).train()
+    free[0] += 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # each of two processes keeps its own
+    with pytest.raises(ValueError, match=r"set data\.in_memory to false"):
+        _data(root, _adapters(**ELEMENTS[elements]), flip=True).train()
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
@@ -255,6 +342,22 @@ def test_codes_are_kept_small(levels: int, dtype: torch.dtype, tmp_path: Path) -
     assert images._kept is not None and images._kept.dtype == dtype and images._kept.shape == (24, 1, 16)
 
 
+@pytest.mark.parametrize(("name", "versions"), [("levels", 1), ("colours", 1), ("palette", 1), ("groups", 2)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_only_what_cannot_be_mirrored_is_kept_twice(name: str, versions: int, flip: bool, tmp_path: Path) -> None:
+    root = _folder(tmp_path)
+    if name == "colours":
+        for file in root.glob("*/*.png"):
+            Image.open(file).convert("RGB").save(file)
+    adapters = _adapters(channels=3) if name == "colours" else _adapters(**ELEMENTS[name])
+    images = _data(root, adapters, flip=flip).train().images
+    assert images._kept is not None and images._kept.shape[1] == (versions if flip else 1)
+    mirrored = [flip and row % 3 != 0 for row in range(24)]
+    pixels = torch.cat([images.adapter.pixels(images.source.load(row)) for row in range(24)])
+    expected = torch.stack([x.flip(1) if turn else x for x, turn in zip(pixels, mirrored, strict=True)])
+    assert torch.equal(images.segment(range(24), mirrored).values, images.adapter.encode_pixels(expected).values)
+
+
 @pytest.mark.parametrize("name", ["levels", "patches"])
 def test_mirrored_images(name: str, tmp_path: Path) -> None:
     data = _data(_folder(tmp_path), _adapters(**ELEMENTS[name]), flip=True)
@@ -314,6 +417,63 @@ def test_a_tokenizer_sees_every_image_once(in_memory: bool, flip: bool, tokenize
     expected = torch.stack([picture[::2, ::2].flatten() + 500 for picture in (pixels, turned)])
     assert torch.equal(segment.values, expected)
     assert dataset.images._kept is not None and dataset.images._kept.dtype == torch.int16
+
+
+class _Latents:
+    """Three values for each 2 x 2 pixels: those of its first pixel, half of them, and their place across."""
+
+    discrete, dim, factor, channels = False, 3, 2, 1
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        first = x[:, 0, ::2, ::2]
+        return torch.stack([first, first / 2, torch.linspace(-1, 1, first.shape[-1]).expand(first.shape)], -1)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_latents_are_kept_as_they_are(flip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unimodal_ar.adapters.image._tokenizer", lambda *_: _Latents())
+    adapters = _adapters(elements={"kind": "tokenizer", "path": "x"})
+    dataset = _data(_folder(tmp_path), adapters, flip=flip).train()
+    (_, segment) = dataset.collate([(dataset.rows[3], False), (dataset.rows[4], flip)])["segments"]
+    assert segment.values.dtype == torch.float32 and segment.values.shape == (2, 4, 3)
+    pictures = [torch.from_numpy(_pixels(row // EACH, row % EACH)) for row in dataset.rows[3:5]]
+    turned = torch.stack([pictures[0], pictures[1].flip(1) if flip else pictures[1]])
+    expected = _Latents().encode(turned[:, None] / 127.5 - 1)
+    torch.testing.assert_close(segment.values, expected.flatten(1, 2))
+    assert expected[..., 0].frac().abs().max() > 0.1  # or whole numbers would do
+
+
+def test_too_many_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unimodal_ar.adapters.image._tokenizer", lambda *_: _Latents())
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=24 * 4 * 3 * 4 - 1))
+    for in_memory in (True, False):
+        with pytest.raises(ValueError, match="what a tokenizer makes of images is always kept, so use fewer"):
+            _data(
+                _folder(tmp_path / str(in_memory)),
+                _adapters(elements={"kind": "tokenizer", "path": "x"}),
+                in_memory=in_memory,
+            ).train()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_palette_is_of_images_of_all_classes(
+    in_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only some are read for it, and a seed says which."""
+    monkeypatch.setattr("unimodal_ar.training.images.FITTED", 9)
+    seen: list[torch.Tensor] = []
+
+    def fit(self: ImageAdapter, pixels: torch.Tensor, seed: int = 0) -> None:
+        seen.append(pixels[:, 0, 0, 0] - 100)
+        original(self, pixels, seed)
+
+    original = ImageAdapter.fit
+    monkeypatch.setattr(ImageAdapter, "fit", fit)
+    root = _folder(tmp_path)
+    for _ in range(2):
+        _data(root, _adapters(**ELEMENTS["palette"]), in_memory=in_memory).train()
+    assert torch.equal(seen[0], seen[1]) and len(seen[0]) == (15 if in_memory else 9)
+    assert torch.bincount(seen[0], minlength=3).min() >= 1
 
 
 def test_a_palette_is_learned_from_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,18 +731,47 @@ def test_a_tokenizers_folder_is_replaced_with_the_model(tmp_path: Path, monkeypa
         for name in written:
             (folder / "image_tokenizer").mkdir(exist_ok=True)
             (folder / "image_tokenizer" / name).touch()
-        return self.config()
+        elements = {"elements": {"kind": "tokenizer", "path": "image_tokenizer"}} if written else {}
+        return self.config() | elements
 
     monkeypatch.setattr(ImageAdapter, "save_files", save_files)
     document = {**_document(tmp_path), "evaluation": None}
     folder = train(document)
     assert folder is not None
+    (folder / "my_tokenizer").mkdir()
     written[:] = ["second"]
     train(document, overwrite=True)
     assert [path.name for path in (folder / "image_tokenizer").iterdir()] == ["second"]
     written.clear()
     train(document, overwrite=True)
-    assert not (folder / "image_tokenizer").exists()
+    assert not (folder / "image_tokenizer").exists() and (folder / "my_tokenizer").exists()
+
+
+def test_training_spares_what_is_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recipe beside which the model is to be written, with or without --overwrite; told before anything is read."""
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("# mine\n" + yaml.safe_dump(_document(tmp_path)))
+    before = recipe.read_text()
+    for words in ([], ["--overwrite"]):
+        assert main(["train", str(recipe), "--set", "data.path=nowhere", *words]) == 2
+        assert "/run' holds recipe.yaml, which is no part of a model there but would be" in capsys.readouterr().err
+    assert recipe.read_text() == before and [path.name for path in recipe.parent.iterdir()] == ["recipe.yaml"]
+    assert main(["train", str(recipe), "--dry-run"]) == 0
+    assert main(["train", str(recipe), "--output", str(tmp_path / "other")]) == 0
+
+
+def test_training_spares_the_tokenizer_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unimodal_ar.adapters.image._tokenizer", lambda *_: _Tokenizer())
+    place = tmp_path / "run" / "image_tokenizer"
+    place.mkdir(parents=True)
+    document = _changed(_document(tmp_path), {"adapters.image.elements": {"kind": "tokenizer", "path": str(place)}})
+    with pytest.raises(ValueError, match=r"^adapters.image.elements.path is '.*/run/image_tokenizer', which the model"):
+        train(document)
+    document["adapters"]["image"]["elements"]["path"] = "x"
+    with pytest.raises(ValueError, match="run' holds image_tokenizer, which is no part of a model there"):
+        train(document)
+    assert [path.name for path in place.parent.iterdir()] == ["image_tokenizer"]
 
 
 def test_a_dry_run_lists_unreadable_files_and_writes_nothing(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter, ImageAdapter, LabelAdapter, TimeSeriesAdapter, load_adapters
-from .adapters.pictures import open_picture, to_pixels
+from .adapters.image import UNKNOWN
+from .adapters.pictures import open_picture, to_picture, to_pixels
+from .fitting import check_adapter
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
 from .saving import load_model
@@ -46,16 +49,20 @@ class Generator:
 
     Args:
         model: as it was trained.
-        adapters: in the order of the segments in a sequence, which is that of processor_config.json: contexts first.
+        adapters: in the order of the segments in a sequence, which is that of processor_config.json. Modalities that
+            the model does not generate come before those that it does, whatever their place here.
 
     Raises:
-        ValueError: an adapter's modality or element is not the model's, or the model forecasts time series.
+        ValueError: an adapter's modality or element is not the model's, two adapters are of one modality, one of a
+            modality that the model is conditioned on is missing, or the model forecasts time series.
     """
 
     def __init__(self, model: UnimodalARForGeneration, adapters: Mapping[str, Adapter] | Iterable[Adapter]) -> None:
         found = list(adapters.values()) if isinstance(adapters, Mapping) else list(adapters)
-        self.model, self.adapters = model, {adapter.modality: adapter for adapter in found}
-        for name, adapter in self.adapters.items():
+        names = [adapter.modality for adapter in found]
+        for name, adapter in zip(names, found, strict=True):
+            if names.count(name) > 1:
+                raise ValueError(f"{names.count(name)} adapters are of modality {name!r}; each modality has one")
             if name not in model.options:
                 raise ValueError(f"the adapter's modality is {name!r}; the model knows {sorted(model.options)}")
             if isinstance(adapter, TimeSeriesAdapter):
@@ -63,11 +70,16 @@ class Generator:
                     f"modality {name!r} is of time series, which need a past and a horizon; forecast them with "
                     "unimodal_ar.Forecaster"
                 )
-            element = model.options[name].element
-            if any(getattr(element, key, None) != value for key, value in adapter.element.items()):
-                raise ValueError(
-                    f"the adapter of {name!r} makes elements {adapter.element}; the model wants {element.model_dump()}"
-                )
+            check_adapter(adapter, model.options[name])
+        lacking = [name for name in model.options if name not in model.heads and name not in names]
+        if lacking:
+            raise ValueError(
+                f"there is no adapter for {lacking}, which this model is conditioned on; save one beside the model "
+                "with its save_pretrained"
+            )
+        # What is stored is in the order in which it was saved, which need not be that of the sequence.
+        found.sort(key=lambda adapter: adapter.modality in model.heads)
+        self.model, self.adapters = model, {adapter.modality: adapter for adapter in found}
 
     @classmethod
     def from_pretrained(
@@ -117,11 +129,13 @@ class Generator:
                 of matrix products, which may differ between batch sizes).
             given: an image to complete (inpainting, outpainting), anything its adapter's `encode` takes; or a list of
                 them, see `context`. What is kept passes through the adapter, too, and so is as exact as its elements.
+                It is encoded with mid-grey where `mask` draws anew, so nothing that is kept depends on what was there;
+                but codes or latents of a tokenizer, which sees around each, depend on the grey near the mask's edge.
             mask: goes with `given`: which pixels to draw anew, a bool array or tensor [H, W] (True: draw), or an image
-                or its path (white: draw, black: keep, the convention of diffusers). It is as large as the model's
-                images, or as the given image, with which it is then resized and cropped. An element is drawn whole
-                where any of its pixels is to be drawn. What can be kept depends on the order: under a random one
-                anything, else whole leading blocks.
+                or its path (white: draw, black: keep, the convention of diffusers; without transparency). It is as
+                large as the model's images, or as the given image, with which it is then resized and cropped. An
+                element is drawn whole where any of its pixels is to be drawn. What can be kept depends on the order:
+                under a random one anything, else whole leading blocks.
             batch_size: samples at a time.
             context: by modality, one raw value for all samples, or a list of m, of which each is used for n / m
                 samples, side by side: `label=[0, 1, 2], n=6` draws 0, 0, 1, 1, 2, 2. Every modality that came before
@@ -132,28 +146,29 @@ class Generator:
         """
         n, batch_size = _count("n", n), _count("batch_size", batch_size)
         target = self._target(target)
-        segments = [_spread(segment, n) for segment in self._context(target, context)]
-        known = None if given is None and mask is None else _spread(self._given(target, given, mask), n)
-        parts = []
-        for start in range(0, n, batch_size):
-            samples = torch.arange(start, min(start + batch_size, n))
-            drawn = self.model.generate(
-                [segment.select(samples) for segment in segments],
-                target,
-                given=None if known is None else known.select(samples),
-                num_samples=1 if segments or known is not None else len(samples),
-                steps=steps,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                guidance_scale=guidance_scale,
-                guidance_schedule=guidance_schedule,
-                generator=SampleNoise(seed, samples.to(self.model.device)),
-            )
-            parts.append([drawn.to("cpu")])
-        (segment,) = collate(parts)
-        adapter = self.adapters[target]
-        return Samples(adapter.decode(segment), segment, adapter)
+        adapter, parts = self.adapters[target], []
+        with self._tokenizers_moved():
+            segments = [_spread(segment, n) for segment in self._context(target, context)]
+            known = None if given is None and mask is None else _spread(self._given(target, given, mask), n)
+            for start in range(0, n, batch_size):
+                samples = torch.arange(start, min(start + batch_size, n))
+                drawn = self.model.generate(
+                    [segment.select(samples) for segment in segments],
+                    target,
+                    grid=getattr(adapter, "grid", None),
+                    given=None if known is None else known.select(samples),
+                    num_samples=1 if segments or known is not None else len(samples),
+                    steps=steps,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    guidance_scale=guidance_scale,
+                    guidance_schedule=guidance_schedule,
+                    generator=SampleNoise(seed, samples.to(self.model.device)),
+                )
+                parts.append([drawn.to("cpu")])
+            (segment,) = collate(parts)
+            return Samples(adapter.decode(segment), segment, adapter)
 
     __call__ = generate
 
@@ -186,7 +201,8 @@ class Generator:
         missing = [name for name in needed if name not in given and not _is_single_label(self.adapters[name])]
         if missing:
             raise ValueError(f"context {missing} of {target!r} is missing; this model was trained with {needed}")
-        return [self.adapters[name].encode(given.get(name)) for name in needed]
+        encoded = [self.adapters[name].encode(given.get(name)) for name in needed]
+        return [segment.replace(target=segment.modality in self.model.heads) for segment in encoded]
 
     def _given(self, target: str, given: Any, mask: Any) -> Segment:
         """The segment to complete: `observed` marks the elements that are kept."""
@@ -196,11 +212,28 @@ class Generator:
         adapter = self.adapters[target]
         if not isinstance(adapter, ImageAdapter):
             raise ValueError(f"given and mask are for images; {target!r} is of the kind {adapter.kind!r}")
-        segment = adapter.encode(given)
-        keep = ~_drawn_elements(_read_mask(mask, given, adapter.size), segment.grid)
-        if bool(keep.all()):
+        drawn = _read_mask(mask, given, adapter.size)
+        if not bool(drawn.any()):
             raise ValueError("mask keeps every pixel; some must be marked (True, white) to be drawn")
+        # A tokenizer's codes tell of pixels around their cell, of which those that are drawn anew must not be told.
+        segment = adapter.encode_pixels(adapter.pixels(given).masked_fill(drawn[..., None], UNKNOWN))
+        keep = ~_drawn_elements(drawn, segment.grid)
         return segment.replace(observed=keep.expand(segment.batch_size, -1))
+
+    @contextmanager
+    def _tokenizers_moved(self) -> Iterator[None]:
+        """Has tokenizers on the model's device for as long as it lasts; afterwards they are where their owner, a data
+        set say, had them."""
+        adapters = self.adapters.values()
+        found = [adapter.tokenizer for adapter in adapters if isinstance(adapter, ImageAdapter) and adapter.tokenizer]
+        homes = [tokenizer.device for tokenizer in found]
+        try:
+            for tokenizer in found:
+                tokenizer.to(self.model.device)
+            yield
+        finally:
+            for tokenizer, home in zip(found, homes, strict=True):
+                tokenizer.to(home)
 
 
 _PARAMETERS = set(inspect.signature(Generator.generate).parameters) - {"self", "context"}
@@ -252,7 +285,8 @@ def _read_mask(mask: Any, given: Any, size: tuple[int, int]) -> Tensor:
             f"{name} has {shape[0]} x {shape[1]} pixels (rows x columns); it must be as large as the given image, or "
             f"as this model's images, {size[0]} x {size[1]}"
         )
-    return torch.from_numpy(to_pixels(picture.convert("L"), size, 1, name)[..., 0]) >= 128
+    colours = torch.from_numpy(to_pixels(picture, size, 3, name))  # which refuses an alpha channel that is used
+    return torch.from_numpy(np.array(to_picture(colours).convert("L"))) >= 128
 
 
 def _sizes(images: Any) -> list[tuple[int, int]]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from .adapters.base import CONFIG_NAME
+from .adapters.image import tokenizer_folder
 from .modeling import UnimodalARForGeneration
 
-# What training and conversion write, by pattern.
+# What training and conversion write, by pattern; beside them stand the tokenizers' folders.
 MODEL_FILES = (
-    *("config.json", "generation_config.json", "model*.safetensors*", "processor_config.json"),
-    *("*_tokenizer", "recipe.yaml", "evaluation.json", "samples.png"),
+    *("config.json", "generation_config.json", "model*.safetensors*", CONFIG_NAME),
+    *("recipe.yaml", "evaluation.json", "samples.png"),
 )
 
 
@@ -55,14 +58,48 @@ def load_model(
     return model.to(where).eval()
 
 
-def write_whole(output: Path, write: Callable[[Path], Any], replaced: Sequence[str] = ()) -> None:
-    """Lets `write` fill a folder beside the files' place, removes the files of the patterns `replaced` and moves the
-    new ones there one by one, config.json last: a folder with a config.json is complete and of one training."""
+def check_output(
+    output: Path, option: str, overwrite: bool, read: Mapping[str, str] | None = None, folders: Sequence[str] = ()
+) -> None:
+    """Whether a model can be written to `output` without loss; to be asked before it is made.
+
+    A folder with a config.json is a model's, and what is called like a model's file there belongs to it. Without one,
+    such files are somebody's own (a recipe written by hand, say), and `overwrite` is not meant for them.
+
+    Args:
+        output: the folder; need not exist.
+        option: what messages call it.
+        overwrite: replace a model that is there.
+        read: what the model is made from, by what messages call it; must not be among what is replaced.
+        folders: names of those that the model comes with.
+
+    Raises:
+        ValueError: the folder holds a model, or something else that would be lost.
+    """
+    place, is_model = f"{option} {str(output)!r}", (output / "config.json").exists()
+    if is_model and not overwrite:
+        raise ValueError(f"{place} already holds a model; choose another or pass --overwrite")
+    known = _model_files(output)
+    taken = [output / name for name in folders if (output / name).exists() and output / name not in known]
+    for name, source in (read or {}).items():
+        if any(Path(source).resolve().is_relative_to(file.resolve()) for file in [*known, *taken]):
+            raise ValueError(f"{name} is {source!r}, which the model in {place} would replace; choose another place")
+    lost = taken if is_model else [*known, *taken]
+    if lost:
+        raise ValueError(
+            f"{place} holds {', '.join(file.name for file in lost)}, which is no part of a model there but would be "
+            "replaced; move it away or choose another folder"
+        )
+
+
+def write_whole(output: Path, write: Callable[[Path], Any], replace: bool = False) -> None:
+    """Lets `write` fill a folder beside the files' place, removes the model that is there (`replace`) and moves the new
+    files there one by one, config.json last: a folder with a config.json is complete and of one training."""
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
     try:
         write(partial)
-        for pattern in replaced:
-            for file in output.glob(pattern):
+        if replace and (output / "config.json").exists():
+            for file in _model_files(output):
                 _remove(file)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
             if (output / file.name).is_dir():  # which cannot be replaced
@@ -70,6 +107,24 @@ def write_whole(output: Path, write: Callable[[Path], Any], replaced: Sequence[s
             os.replace(file, output / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _model_files(output: Path) -> list[Path]:
+    """What in `output` is called like a model's, or named as such: the tokenizers' folders first, because
+    processor_config.json names them."""
+    return [*_tokenizers(output), *(file for pattern in MODEL_FILES for file in sorted(output.glob(pattern)))]
+
+
+def _tokenizers(output: Path) -> list[Path]:
+    """The folders of tokenizers that were saved with the adapters in `output`."""
+    try:
+        adapters = json.loads((output / CONFIG_NAME).read_text(encoding="utf-8"))["adapters"]
+        paths = {name: entry.get("elements", {}).get("path") for name, entry in adapters.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # it names none
+        return []
+    # What else is named there (an id on the Hub, a folder elsewhere) was not written with the model.
+    folders = [output / tokenizer_folder(name) for name, path in paths.items() if path == tokenizer_folder(name)]
+    return [folder for folder in folders if folder.parent == output and folder.is_dir()]
 
 
 def _remove(path: Path) -> None:

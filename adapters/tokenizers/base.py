@@ -9,6 +9,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from ..pictures import nearest_sizes
+
 TokenizerType = TypeVar("TokenizerType", bound="ImageTokenizer")
 
 
@@ -104,12 +106,9 @@ class ImageTokenizer(ABC):
             raise ValueError(f"images have {x.shape[1]} channels; this tokenizer's have {self.channels}")
         size, factor = list(x.shape[2:]), self.factor
         if any(side == 0 or side % factor for side in size):
-            down = [max(side // factor, 1) * factor for side in size]
-            up = [max(-(-side // factor), 1) * factor for side in size]
-            legal = str(down) if down == up else f"{down} and {up}"
             raise ValueError(
                 f"images have size {size}; both sides must be multiples of the tokenizer's factor {factor}, "
-                f"and the nearest legal sizes are {legal}"
+                f"and {nearest_sizes(size, factor)}"
             )
 
     def _check_values(self, values: Tensor) -> None:

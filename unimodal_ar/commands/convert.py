@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from ..saving import MODEL_FILES, write_whole
+    from ..saving import check_output, write_whole
 
     logging.disable_progress_bar()
     out, checkpoint = Path(arguments.out), Path(arguments.checkpoint)
@@ -42,8 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"checkpoint is {arguments.checkpoint!r}; there is no such file")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {arguments.out!r}, which is a file; it must be a folder")
-    if (out / "config.json").exists() and not arguments.overwrite:
-        raise ValueError(f"--out {arguments.out!r} already holds a model; choose another or pass --overwrite")
+    check_output(out, "--out", arguments.overwrite, read={"checkpoint": arguments.checkpoint})
     model, adapters = CONVERTERS[arguments.name](checkpoint, **_settings(arguments.settings))
 
     def write(folder: Path) -> None:
@@ -52,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
             adapter.save_pretrained(folder)
 
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out, write, replaced=MODEL_FILES)
+    write_whole(out, write, replace=True)
     print(f"Wrote {out}")
 
 

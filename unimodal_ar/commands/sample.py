@@ -122,4 +122,9 @@ def _values(adapter: Adapter, text: str) -> Any:
 
     if not isinstance(adapter, LabelAdapter) or text in adapter.names:  # a name may hold commas of its own
         return text
-    return [int(part) if part.isdecimal() and part not in adapter.names else part for part in text.split(",")]
+    return [int(part) if _is_number(part) and part not in adapter.names else part for part in text.split(",")]
+
+
+def _is_number(text: str) -> bool:
+    """Of ASCII digits: `int` would read those of other scripts, too."""
+    return text.isascii() and text.isdecimal()

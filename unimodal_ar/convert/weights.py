@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+# What safetensors and torch raise on files that are broken in one way or another.
+BROKEN = (
+    *(SafetensorError, EOFError, LookupError, OSError, RuntimeError, ValueError, TypeError, AttributeError),
+    *(AssertionError, ArithmeticError, MemoryError, struct.error),
+)
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -35,16 +42,17 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise ValueError(
             f"weights file {str(path)!r} is not a torch file of tensors alone; save its state dict by itself"
         ) from None
-    except (SafetensorError, EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except BROKEN as error:
+        reason = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(":")
         raise ValueError(
-            f"weights file {str(path)!r} cannot be read ({type(error).__name__}: {reason}); it is damaged, or neither "
+            f"weights file {str(path)!r} cannot be read ({reason}); it is damaged, or neither "
             "a safetensors nor a torch file"
         ) from None
     for key in ("state_dict", "model", "module"):
         content = content.get(key, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"weights file {str(path)!r} holds no state dict; it must be a dict of tensors")
+    entries = content.items() if isinstance(content, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in entries):
+        raise ValueError(f"weights file {str(path)!r} holds no state dict; it must be a dict of tensors by name")
     return content
 
 

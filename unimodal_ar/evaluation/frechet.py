@@ -87,7 +87,7 @@ def image_metrics(
         seed: of KID's subsets.
         subsets, subset_size: KID's mean is over so many random subsets of so many images; None: 1000, or as many
             images as there are.
-        device: where the features are computed; None: where the module is.
+        device: where the features are computed, to which the module is moved meanwhile; None: where the module is.
 
     Returns:
         fid, kid, kid_std, and the protocol: real and generated (images), features (their name), dimension (d), seed,
@@ -146,21 +146,24 @@ def format_metrics(metrics: dict[str, Any]) -> str:
 def extract_features(
     extractor: nn.Module, images: Tensor, batch_size: int = 64, device: torch.device | str | None = None
 ) -> Tensor:
-    """[n, d] float64 on the CPU: the features of uint8 images [n, H, W, C], C 1 or 3.
+    """[n, d] float64 on the CPU: the features of uint8 images [n, H, W, C], C 1 or 3. The extractor, which is moved to
+    `device` if one is given, is left where and in the mode in which it came.
 
     Raises:
         ValueError: images of another shape or dtype, or an extractor that returns no [B, d].
     """
     _check_images("images", images)
     state = next(chain(extractor.parameters(), extractor.buffers()), torch.zeros(0))
-    where = state.device if device is None else torch.device(device)
+    home, where = state.device, state.device if device is None else torch.device(device)
     modes = [(module, module.training) for module in extractor.modules()]
-    extractor.to(where).eval()
+    extractor.eval()
     try:
+        extractor.to(where)
         parts = [_extract(extractor, batch, where) for batch in images.split(batch_size)]
     finally:
         for module, training in modes:
             module.training = training
+        extractor.to(home)
     return torch.cat(parts)
 
 

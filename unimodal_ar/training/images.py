@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from ..adapters import Adapter, ImageAdapter, ImageSource, LabelAdapter, read_images
 from ..configuration import UnimodalARConfig
+from ..fitting import check_adapter
 from ..schema import Strict
 from .image_evaluation import ImageEvaluation, SamplesAndLikelihood
 from .image_set import ImageDataset, ImageSet, split
@@ -130,13 +131,7 @@ class ImageData:
         if label is not None and config.modality(label).head is not None:
             raise ValueError(f"modalities.{label} has a head; labels are given, not drawn, so leave it out")
         for adapter in filter(None, (self.label_adapter, self.adapter)):
-            element = config.modality(adapter.modality).element
-            for key, wanted in adapter.element.items():
-                if getattr(element, key, None) != wanted:
-                    raise ValueError(
-                        f"modalities.{adapter.modality}.element.{key} is {getattr(element, key, None)!r}; "
-                        f"its adapter makes elements whose {key} is {wanted!r}"
-                    )
+            check_adapter(adapter, config.modality(adapter.modality))
 
     def train(self) -> ImageDataset:
         return self._part("train")
@@ -167,12 +162,14 @@ class ImageData:
                 f"{len(test)} of test and {len(validation)} of validation; training and validation need some"
             )
         if self.adapter.needs_fit:
-            self.adapter.fit(images.pixels(train if o.in_memory else train[:FITTED]), seed=o.seed)
+            # In the source's order they would be of the first classes only.
+            some = torch.randperm(len(train), generator=torch.Generator().manual_seed(o.seed))[:FITTED].sort().values
+            self.adapter.fit(images.pixels(train if o.in_memory else train[some]), seed=o.seed)
             images.encode()
         parts = {"train": (images, train), "validation": (images, validation), "test": (images, test)}
         if o.test_path is not None:
             others = read_images(o.test_path, o.image_column, o.label_column)
-            tests = self._image_set(others, o.test_path, False, source.classes)
+            tests = self._image_set(others, o.test_path, False, images.classes)
             parts["test"] = (tests, torch.arange(len(tests)))
         return {name: ImageDataset(*part, flip=o.flip and name == "train") for name, part in parts.items()}
 
