@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor
 
@@ -16,6 +20,24 @@ from unimodal_ar import Layout, Segment, UnimodalARConfig, UnimodalARForGenerati
 
 P_VALUE = 1e-4  # a goodness-of-fit test with a fixed seed fails below it
 WIDTH = 32
+
+
+class Vectors(NamedTuple):
+    """What an original implementation computed: tensors by "weights.NAME", "in.NAME", "out.NAME", and its arguments."""
+
+    tensors: dict[str, Tensor]
+    args: dict[str, Any]
+
+    def weights(self) -> dict[str, Tensor]:
+        return {k.removeprefix("weights."): v for k, v in self.tensors.items() if k.startswith("weights.")}
+
+
+def read_vectors(shared: Path, name: str, **args: Any) -> Vectors:
+    """The vectors of a system; `args` go over its own arguments."""
+    path = shared / "vectors" / f"{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        stored = json.loads(file.metadata()["args"])
+    return Vectors(load_file(path), stored | args)
 
 
 def toy_backbones() -> dict[str, dict[str, Any]]:

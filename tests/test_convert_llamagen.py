@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.helpers import full_hidden, hidden_states
+from tests.helpers import Vectors, full_hidden, hidden_states, read_vectors
 from unimodal_ar import Segment, UnimodalARForGeneration
 from unimodal_ar.adapters import LabelAdapter
 from unimodal_ar.convert import CONVERTERS
@@ -39,20 +37,9 @@ PUBLISHED = {
 }
 
 
-class Vectors(NamedTuple):
-    tensors: dict[str, Tensor]
-    args: dict[str, Any]
-
-    def weights(self) -> dict[str, Tensor]:
-        return {k.removeprefix("weights."): v for k, v in self.tensors.items() if k.startswith("weights.")}
-
-
 @pytest.fixture(scope="module")
 def vectors(shared_dir: Path) -> Vectors:
-    path = shared_dir / "vectors" / "LlamaGen.safetensors"
-    with safe_open(path, "pt") as file:
-        args = json.loads(file.metadata()["args"])
-    return Vectors(load_file(path), args)
+    return read_vectors(shared_dir, "LlamaGen")
 
 
 @pytest.fixture(scope="module")

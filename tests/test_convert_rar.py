@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.helpers import full_hidden
+from tests.helpers import Vectors, full_hidden, read_vectors
 from unimodal_ar import Layout, Segment, UnimodalARForGeneration
 from unimodal_ar.adapters import Adapter, AutoAdapter
 from unimodal_ar.convert import CONVERTERS
@@ -30,20 +28,9 @@ PUBLISHED = {"B": (24, 768), "L": (24, 1024), "XL": (32, 1280), "XXL": (40, 1408
 Converted = tuple[Any, list[Adapter]]
 
 
-class Vectors(NamedTuple):
-    tensors: dict[str, Tensor]
-    args: dict[str, Any]
-
-    def weights(self) -> dict[str, Tensor]:
-        return {k.removeprefix("weights."): v for k, v in self.tensors.items() if k.startswith("weights.")}
-
-
 @pytest.fixture(scope="module")
 def vectors(shared_dir: Path) -> Vectors:
-    path = shared_dir / "vectors" / "RAR.safetensors"
-    with safe_open(path, "pt") as file:
-        args = json.loads(file.metadata()["args"])
-    return Vectors(load_file(path), args)
+    return read_vectors(shared_dir, "RAR")
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.helpers import Vectors, read_vectors
 from unimodal_ar import UnimodalARForGeneration
 from unimodal_ar.adapters import TimeSeriesAdapter
 from unimodal_ar.convert.timer import convert_timer, load_timer
@@ -23,31 +22,21 @@ from unimodal_ar.sequence import Cursor, Inputs
 TOLERANCE = 1e-5
 
 
-class Vectors(NamedTuple):
-    tensors: dict[str, Tensor]
-    args: dict[str, Any]
-
-    def weights(self) -> dict[str, Tensor]:
-        return {k.removeprefix("weights."): v for k, v in self.tensors.items() if k.startswith("weights.")}
-
-    def released(self) -> dict[str, Tensor]:
-        """The weights by the names of a released checkpoint, its table of positions among them."""
-        prefix = "backbone."
-        weights = {f"model.{k.removeprefix(prefix)}": v for k, v in self.weights().items() if k.startswith(prefix)}
-        return weights | {"model.patch_embedding.position_embedding.pe": torch.zeros(1, 5000, 32)}
-
-
 @pytest.fixture(scope="module")
 def vectors(shared_dir: Path) -> Vectors:
-    path = shared_dir / "vectors" / "Timer.safetensors"
-    with safe_open(path, "pt") as file:
-        args = json.loads(file.metadata()["args"])
-    return Vectors(load_file(path), {**args, "seq_len": 48})
+    return read_vectors(shared_dir, "Timer", seq_len=48)
 
 
 @pytest.fixture(scope="module")
 def converted(vectors: Vectors) -> tuple[UnimodalARForGeneration, TimeSeriesAdapter]:
     return convert_timer(vectors.weights(), vectors.args)
+
+
+def released(vectors: Vectors) -> dict[str, Tensor]:
+    """The weights by the names of a released checkpoint, its table of positions among them."""
+    prefix = "backbone."
+    weights = {f"model.{k.removeprefix(prefix)}": v for k, v in vectors.weights().items() if k.startswith(prefix)}
+    return weights | {"model.patch_embedding.position_embedding.pe": torch.zeros(1, 5000, 32)}
 
 
 def assert_near(ours: Tensor, theirs: Tensor) -> None:
@@ -115,11 +104,11 @@ def test_files_of_released_names_give_the_same_model(
 ) -> None:
     path = tmp_path / f"timer.{kind}"
     if kind == "safetensors":
-        save_file(vectors.released(), path)
+        save_file(released(vectors), path)
     elif kind == "ckpt":
-        torch.save({"state_dict": vectors.released()}, path)
+        torch.save({"state_dict": released(vectors)}, path)
     else:
-        torch.save({name.removeprefix("model."): value for name, value in vectors.released().items()}, path)
+        torch.save({name.removeprefix("model."): value for name, value in released(vectors).items()}, path)
     model, (adapter,) = load_timer(path, **vectors.args)
     assert adapter.config() == converted[1].config()
     ours, theirs = model.state_dict(), converted[0].state_dict()
@@ -128,7 +117,7 @@ def test_files_of_released_names_give_the_same_model(
 
 
 def test_unknown_and_missing_names_are_all_told(vectors: Vectors) -> None:
-    weights = vectors.released()
+    weights = released(vectors)
     weights["model.decoder.extra"] = weights.pop("model.proj.bias")
     with pytest.raises(ValueError, match=r"unknown are \['decoder.extra'\]; missing are \['proj.bias'\]"):
         convert_timer(weights, vectors.args)
@@ -139,7 +128,7 @@ def test_unknown_and_missing_names_are_all_told(vectors: Vectors) -> None:
 def test_weights_that_do_not_fit_are_errors(vectors: Vectors) -> None:
     with pytest.raises(ValueError, match=r"size mismatch for embeddings\.series\.value\.weight"):
         convert_timer(vectors.weights(), {**vectors.args, "patch_len": 4})
-    weights = vectors.released()
+    weights = released(vectors)
     weights["model.decoder.attn_layers.1.conv2.weight"] = torch.zeros(32, 64, 3)
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.down_proj\.weight has shape \[32, 64, 3\]"):
         convert_timer(weights, vectors.args)

@@ -6,7 +6,6 @@ Shapes: B series, S sample paths, Q quantile levels, L steps of lookback, H step
 from __future__ import annotations
 
 import inspect
-import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from .modality import ModalityOptions
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
 from .saving import load_model
-from .schema import ContinuousElement, unknown_key
+from .schema import ContinuousElement, positive_int, unknown_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,11 +202,11 @@ class Forecaster:
             ValueError: horizon < 1, a series of nothing but NaN, covariates that do not reach the horizon, quantiles
                 of a model that gives points; the message names the series.
         """
-        horizon, num_samples = _count("horizon", horizon), _count("num_samples", num_samples)
+        horizon, num_samples = positive_int("horizon", horizon), positive_int("num_samples", num_samples)
         levels = self._levels(quantile_levels)
         items = self._read(series, horizon, reading)
         paths_each = 1 if self.is_point or temperature == 0 else num_samples
-        batch_size = max(1, 1024 // paths_each) if batch_size is None else _count("batch_size", batch_size)
+        batch_size = max(1, 1024 // paths_each) if batch_size is None else positive_int("batch_size", batch_size)
         samples = np.full((len(items), paths_each, horizon), np.nan)
         # Series of about equal length share a batch, so that little is computed on padding.
         order = sorted(range(len(items)), key=lambda i: len(items[i].values))
@@ -329,14 +328,3 @@ class Forecaster:
         if self.adapter.options.past_covariates:
             past = stack_series([cast(np.ndarray, item.past) for item in items])
         return known, past
-
-
-def _count(name: str, value: Any) -> int:
-    """`value` as an int >= 1 (NumPy's too), or ValueError naming it."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1 or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; it must be an integer >= 1")
-    return count

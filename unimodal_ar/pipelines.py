@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from .fitting import check_adapter
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
 from .saving import load_model
+from .schema import positive_int
 from .segment import Segment, collate
 
 
@@ -144,7 +144,7 @@ class Generator:
         Raises:
             ValueError: an argument does not fit; the message names it.
         """
-        n, batch_size = _count("n", n), _count("batch_size", batch_size)
+        n, batch_size = positive_int("n", n), positive_int("batch_size", batch_size)
         target = self._target(target)
         adapter, parts = self.adapters[target], []
         with self._tokenizers_moved():
@@ -316,14 +316,3 @@ def _spread(segment: Segment, n: int) -> Segment:
             f"{segment.modality} has {segment.batch_size} values and n is {n}; n must be a multiple of their number"
         )
     return segment.repeat_interleave(n // segment.batch_size)
-
-
-def _count(name: str, value: Any) -> int:
-    """`value` as an int >= 1 (NumPy's too), or ValueError naming it."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1 or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; it must be an integer >= 1")
-    return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import types
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -72,6 +73,17 @@ def unknown_key(key: str, legal: Iterable[str], where: str) -> str:
     near = get_close_matches(key, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"legal keys are {names}"
     return f"{where} has an unknown key {key!r}; {hint}"
+
+
+def positive_int(name: str, value: Any) -> int:
+    """`value` as an int >= 1 (NumPy's too), or ValueError naming it."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be an integer >= 1")
+    return count
 
 
 def _explain(schema: type[BaseModel], problem: Any, where: str) -> tuple[str, str]:
