@@ -837,3 +837,10 @@ def test_early_stopping_is_restored_as_it_was() -> None:
     saved = _EarlyStopping(3, last_change=0.5).state()
     again = _EarlyStopping.from_state(saved)
     assert (again.early_stopping_patience, again.last_change) == (3, 0.5)
+
+
+def test_an_override_of_null_takes_the_labels_out() -> None:
+    """A class-conditional recipe becomes an unconditional one."""
+    nothing = ["adapters.label=null", "model.modalities.label=null", "data.label=null", "evaluation.guidance_scale=1"]
+    resolved = Resolved(load_recipe("next_token/digits", nothing))
+    assert list(resolved.adapters) == list(resolved.config.modalities) == ["image"]

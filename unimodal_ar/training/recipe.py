@@ -156,7 +156,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
     Args:
         name: a path to a YAML file, or the name of a shipped recipe ("next_patch/temperature").
-        overrides: "a.b=value" strings, the value as YAML.
+        overrides: "a.b=value" strings, the value as YAML; null takes an adapter or a modality out.
 
     Raises:
         ValueError: no such recipe, a file that is not a YAML mapping, an override that names no place.
@@ -215,6 +215,8 @@ def _override(document: dict[str, Any], override: str) -> None:
         place[path[-1]] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"override is {override!r}; {value!r} is not YAML: {_reason(error)}") from None
+    if place[path[-1]] is None and path[:-1] in (["adapters"], ["model", "modalities"]):
+        del place[path[-1]]
 
 
 def _reason(error: yaml.YAMLError) -> str:
