@@ -35,7 +35,7 @@ def vectors(shared_dir: Path) -> Vectors:
 
 @pytest.fixture(scope="module")
 def converted(vectors: Vectors) -> Converted:
-    return convert_rar(vectors.weights(), num_attention_heads=HEADS)
+    return convert_rar(vectors.weights())
 
 
 def assert_near(ours: Tensor, theirs: Tensor) -> None:

@@ -197,7 +197,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
 def test_image_metrics_are_right_and_carry_their_protocol() -> None:
     real, generated, module = pixels(20, 0), pixels(20, 2), Means()
     before = torch.get_rng_state()
-    found = image_metrics(real, generated, module, batch_size=7, seed=3, subsets=2)
+    found = image_metrics(real, generated, module, batch_size=7, seed=3, subsets=2, subset_size=20)
     assert module.training and module.drop.training
     assert torch.equal(before, torch.get_rng_state()), "the caller's random numbers were used up"
     x, y = (extract_features(module, images).numpy() for images in (real, generated))
@@ -210,6 +210,12 @@ def test_image_metrics_are_right_and_carry_their_protocol() -> None:
     line = format_metrics(found)
     assert line.startswith(f"FID {found['fid']:.4g}, KID ") and "\n" not in line
     assert "20 real and 20 generated images, features Means of dimension 12, 2 subsets of 20, seed 3)" in line
+
+
+def test_subsets_are_half_of_the_images_unless_asked_otherwise() -> None:
+    """Subsets of all images are all alike: their deviation would say nothing."""
+    found = image_metrics(pixels(20, 0), pixels(20, 2), Means(), subsets=5)
+    assert found["subset_size"] == 10 and found["kid_std"] > 1e-6
 
 
 def test_subsets_follow_the_seed() -> None:

@@ -53,6 +53,12 @@ def run(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out, write, replace=True)
     print(f"Wrote {out}")
+    attached = {adapter.modality for adapter in adapters}
+    for name in sorted(model.heads.keys() - attached):
+        print(
+            f"It draws codes of {name!r} on the grid {list(model.options[name].grid)} (another size: --set, see the "
+            "converter); to decode them, save an adapter with their tokenizer there."
+        )
 
 
 def _settings(given: list[str]) -> dict[str, Any]:

@@ -51,11 +51,11 @@ class RARSettings(Strict):
     """What the weights do not tell.
 
     Args:
-        num_attention_heads: 16 in all published sizes.
+        num_attention_heads: None: as many as the norms of queries and keys, which are of a head's size, say.
         guidance_power: of the guidance schedule, saved among the generation options.
     """
 
-    num_attention_heads: PositiveInt = 16
+    num_attention_heads: PositiveInt | None = None
     guidance_power: float = Field(2.75, gt=0)
 
 
@@ -95,7 +95,7 @@ def _config(options: RARSettings, weights: Mapping[str, Tensor]) -> UnimodalARCo
     decoder = UnimodalARDecoderConfig(
         hidden_size=width,
         num_hidden_layers=count_layers(weights, "blocks"),
-        num_attention_heads=options.num_attention_heads,
+        num_attention_heads=options.num_attention_heads or width // shape_of(weights, "blocks.0.attn.k_norm.weight")[0],
         intermediate_size=shape_of(weights, "blocks.0.mlp.fc1.weight")[0],
         norm="layernorm",
         norm_eps=1e-6,

@@ -85,8 +85,8 @@ def image_metrics(
         name: of the features, for the protocol; None: the module's class or the file's name.
         batch_size: images at a time.
         seed: of KID's subsets.
-        subsets, subset_size: KID's mean is over so many random subsets of so many images; None: 1000, or as many
-            images as there are.
+        subsets, subset_size: KID's mean is over so many random subsets of so many images; None: 1000, or half
+            of the images where that is less.
         device: where the features are computed, to which the module is moved meanwhile; None: where the module is.
 
     Returns:
@@ -100,7 +100,7 @@ def image_metrics(
     """
     fid_class, kid_class = _metrics()
     smallest = min(len(_check_images("real", real)), len(_check_images("generated", generated)))
-    subset_size = min(1000, smallest) if subset_size is None else subset_size
+    subset_size = min(1000, max(2, smallest // 2)) if subset_size is None else subset_size
     if not 2 <= subset_size <= smallest:
         raise ValueError(f"subset_size is {subset_size}; it must lie in 2..{smallest}, the number of images")
     extractor = features if isinstance(features, nn.Module) else inception(features)
