@@ -183,7 +183,7 @@ class DiscreteEmbedding(Embedding):
     def __init__(self, hidden_size: int, options: ModalityOptions) -> None:
         super().__init__(hidden_size, options)
         element = cast(DiscreteElement, options.element)
-        self.codes, self.vocab_size = element.codes, element.vocab_size
+        self.vocab_size = element.vocab_size
         self.merge = CodeMerge(hidden_size, element.codes) if element.merge else None
         self.table = nn.Embedding((1 if element.merge else self.codes) * self.vocab_size, hidden_size)
 

@@ -168,6 +168,7 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         jobs: list[_Job] = []
         start = conditioning = None
         for number, segment in enumerate(segments):
+            self.check_segment(segment)
             following = segments[number + 1] if number + 1 < len(segments) else None
             if not segment.target:
                 part = self.context_part(segment)
@@ -207,7 +208,6 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
 
     def _grouped(self, segment: Segment) -> tuple[Segment, Tensor | None]:
         """A checked segment as it is shown in training, and the members of its groups where codes are grouped."""
-        self.check_segment(segment)
         size = self.curricula[segment.modality].group if self.training else 1
         if size == 1:
             return segment, None
@@ -275,7 +275,6 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
     def context_part(self, segment: Segment, null: bool = False) -> Part:
         """A checked context segment's positions. It is replaced by the null vector where `null` asks for it, and in
         training with `null_probability`."""
-        self.check_segment(segment)
         embedding: Any = self.embeddings[segment.modality]
         part = context_part(embedding, segment, self.layout(segment.modality, segment.grid))
         if embedding.null is None or not (null or self.training):

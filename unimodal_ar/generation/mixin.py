@@ -236,12 +236,12 @@ class UnimodalARGenerationMixin:
         return segment.replace(values=segment.values.clone(), observed=observed), layout, known
 
     def _context(self: Any, context: list[Segment], target: str, null: bool) -> _Side:
-        """`null`: with null vectors for what the target is conditioned on."""
+        """What comes of checked segments; `null`: with null vectors for what the target is conditioned on."""
         side = _Side([], None, None)
         for number, segment in enumerate(context):
             following = context[number + 1] if number + 1 < len(context) else None
             if segment.target:
-                layout = self._known(segment)
+                layout = self.layout(segment.modality, segment.grid)
                 self.check_start(segment.modality, side.start)
                 objective, embedding = self.objectives[segment.modality], self.embeddings[segment.modality]
                 side.parts += objective.known_parts(embedding, segment, layout, layout.num_blocks, side.start)
@@ -263,10 +263,6 @@ class UnimodalARGenerationMixin:
         if not bool((observed == observed[0]).all()):
             raise ValueError("given knows other elements in some examples of the batch; it must know the same in all")
         return observed[0]
-
-    def _known(self: Any, segment: Segment) -> Layout:
-        self.check_segment(segment)
-        return self.layout(segment.modality, segment.grid)
 
 
 class _Evaluating:
