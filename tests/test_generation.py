@@ -437,7 +437,7 @@ def test_can_generate() -> None:
         (dict(target="label"), r"target is 'label'; this model can generate \['x'\]"),
         (dict(target="y"), r"target is 'y'; this model can generate \['x'\]"),
         (dict(steps=4), r"steps is 4; next-block prediction draws a block in one pass and takes no steps"),
-        (dict(steps=0), r"steps is 0; it must be an integer >= 1 or None"),
+        (dict(steps=0), r"steps is 0; it must be an integer >= 1, a pair"),
         (dict(temperature=-1.0), r"temperature is -1.0; it must be a number >= 0"),
         (dict(num_samples=0), r"num_samples is 0; it must be an integer >= 1"),
         (dict(top_k=0), r"top_k is 0; it must be an integer >= 1"),

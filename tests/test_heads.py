@@ -57,7 +57,7 @@ def noise(count: int, seed: int = 0) -> SampleNoise:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kind": "categorial"}, r"head is \{'kind': 'categorial'\}; .*one of \['categorical', 'depth_ar', 'mixture'"),
+        ({"kind": "categorial"}, r"head is \{'kind': 'categorial'\}; .*one of \['categorical', 'depth_ar'"),
         ({}, r"head is \{\}; it must be a mapping whose 'kind'"),
         ({"kind": ["quantile"]}, "whose 'kind' is one of"),
         ("quantile", "head is 'quantile'; it must be a mapping"),

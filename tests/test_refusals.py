@@ -31,7 +31,7 @@ def test_a_context_conditions_only_what_comes_after_it() -> None:
 def test_items_of_groups_without_a_start() -> None:
     model = build({"x": codes(3, (1, 4, 4), start="none")}).train()
     model.curricula["x"].group = 2
-    with pytest.raises(ValueError, match="group of 'x' is 2; codes are grouped only where there is a start"):
+    with pytest.raises(ValueError, match="group of 'x' is 2; codes are grouped only under next-block, with a start"):
         model([Segment("x", torch.randint(0, 3, (2, 16)), (1, 4, 4))])
 
 

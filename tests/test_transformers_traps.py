@@ -510,7 +510,7 @@ def test_a_model_without_the_file_has_the_defaults(tmp_path: Path) -> None:
         ({"temprature": 1}, "generation config has an unknown key 'temprature'; did you mean 'temperature'?"),
         ({"max_length": 5}, "generation config has an unknown key 'max_length'"),
         ({"num_samples": 0}, "num_samples is 0; it must be an integer >= 1"),
-        ({"steps": 0}, "steps is 0; it must be an integer >= 1 or None"),
+        ({"steps": 0}, "steps is 0; it must be an integer >= 1, a pair"),
         ({"temperature": -1}, "temperature is -1; it must be a number >= 0"),
         ({"guidance_scale": -2}, "guidance_scale is -2; it must be a number >= 0"),
     ],

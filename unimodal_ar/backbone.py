@@ -8,14 +8,35 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, DynamicCache
 
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from .decoder import UnimodalARDecoder
-from .embeddings import CoordinateEmbedding
+from .embeddings import CoordinateEmbedding, ZeroLinear
 from .masks import TAKE_MASKS, additive
 from .sequence import Inputs
+
+
+class DecodingCache(DynamicCache):
+    """A cache that can be read without being written.
+
+    Attributes:
+        keep: how many of the positions that come next are stored; the others attend to them and to each other, and are
+            gone afterwards (a denoising pass). None: all are stored.
+    """
+
+    keep: int | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.keep is not None:
+            layer: Any = self.layers[layer_idx]
+            stored = keys.shape[-2] - key_states.shape[-2] + self.keep
+            layer.keys, layer.values = keys[..., :stored, :], values[..., :stored, :]
+        return keys, values
 
 
 class NativeBackbone(nn.Module):
@@ -24,6 +45,7 @@ class NativeBackbone(nn.Module):
     def __init__(self, config: UnimodalARConfig) -> None:
         super().__init__()
         self.model = UnimodalARDecoder(config.backbone)
+        self.has_levels = config.has_levels
 
     @property
     def takes_masks(self) -> bool:
@@ -34,10 +56,15 @@ class NativeBackbone(nn.Module):
         """Every parameter is used."""
 
     def new_cache(self) -> Any:
-        return DynamicCache()
+        return DecodingCache()
 
     def forward(self, inputs: Inputs, past_key_values: Any = None, conditioning: Tensor | None = None) -> Tensor:
-        """Last hidden states [B, n, H] of new positions."""
+        """Last hidden states [B, n, H] of new positions. `conditioning` [B, 1, H] is that of the whole sequence, to
+        which the positions add their own."""
+        if inputs.conditioning is not None:
+            conditioning = inputs.conditioning if conditioning is None else conditioning + inputs.conditioning
+        elif conditioning is None and self.has_levels:  # a sequence without noise
+            conditioning = torch.zeros_like(inputs.embeds[:1, :1])
         return self.model(
             inputs.embeds,
             attention_mask=inputs.pattern,
@@ -49,16 +76,21 @@ class NativeBackbone(nn.Module):
 
 
 class HostedBackbone(nn.Module):
-    """Any transformers decoder body, used as it is: positions are numbered in sequence, and where some grid extends
-    along h or w the coordinates are added to the inputs (from zero, so that a pretrained body starts undisturbed)."""
+    """Any transformers decoder body, used as it is: positions are numbered in sequence, and where these numbers do not
+    tell the place in the grid the coordinates are added to the inputs (from zero, so that a pretrained body starts
+    undisturbed). Noise levels are added to the inputs, too."""
 
     def __init__(self, config: UnimodalARConfig) -> None:
         super().__init__()
         self.model = AutoModel.from_config(config.backbone)
-        if any(config.used_axes[1:]):
+        if config.needs_coordinates:
             self.coordinates: CoordinateEmbedding | None = CoordinateEmbedding(config.hidden_size, zero_init=True)
         else:
             self.coordinates = None
+        # From zero, so that a pretrained body starts undisturbed; without a bias, so that clean positions, which have no
+        # level, stay as they are whether or not noisy ones come with them.
+        width = config.hidden_size
+        self.level = ZeroLinear(width, width, bias=False) if config.has_levels else None
         self.freeze_unused()
         self._arguments = set(inspect.signature(self.model.forward).parameters)  # the mapping itself cannot be copied
         self.takes_masks = not self.model._is_stateful and "attention_mask" in self._arguments
@@ -69,7 +101,7 @@ class HostedBackbone(nn.Module):
 
     def new_cache(self) -> Any:
         # With its configuration a cache of sliding layers would drop keys that our masks still count.
-        return DynamicCache() if self.takes_masks else DynamicCache(config=self.model.config)
+        return DecodingCache() if self.takes_masks else DynamicCache(config=self.model.config)
 
     def forward(self, inputs: Inputs, past_key_values: Any = None, conditioning: Tensor | None = None) -> Tensor:
         """Last hidden states [B, n, H] of new positions.
@@ -80,10 +112,12 @@ class HostedBackbone(nn.Module):
         """
         if conditioning is not None:
             raise ValueError("conditioning is given; a hosted backbone has no adaptive norms, the native decoder has")
-        self._check_length(len(inputs.pattern.block))
+        self._check_length(inputs.length)
         embeds = inputs.embeds
         if self.coordinates is not None:
             embeds = embeds + self.coordinates(inputs.coords).to(embeds.dtype)
+        if inputs.conditioning is not None and self.level is not None:
+            embeds = embeds + self.level(F.silu(inputs.conditioning)).to(embeds.dtype)
         arguments: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": self._mask(inputs)}
         if "position_ids" in self._arguments:
             arguments["position_ids"] = inputs.position_ids
@@ -110,15 +144,15 @@ class HostedBackbone(nn.Module):
         if pattern.valid is None and (pattern.sequential or pattern.queries == 1):
             return None
         window = getattr(config, "sliding_window", None)
-        if window is not None and len(pattern.block) > window and _has_sliding_layers(config):
+        if window is not None and inputs.length > window and _has_sliding_layers(config):
             raise ValueError(
-                f"the sequence has {len(pattern.block)} positions; a {config.model_type} backbone with sliding_window "
+                f"the sequence has {inputs.length} positions; a {config.model_type} backbone with sliding_window "
                 f"{window} takes at most that many unless blocks are single elements without padding"
             )
         implementation = config._attn_implementation or "eager"
         if implementation == "flex_attention":
             return pattern.flex()
-        pattern.resolve(implementation)  # raises for kernels that take no mask
+        pattern.check(implementation)
         mask = pattern.dense()
         return additive(mask, inputs.embeds.dtype) if implementation == "eager" else mask
 

@@ -235,13 +235,14 @@ class UnimodalARConfig(StrictConfig):
             raise ValueError(
                 f"modalities.{conditioning[0]}.conditioning is true; only the native decoder has adaptive norms"
             )
-        if conditioning and self.backbone.conditioning_size is None:
+        needed = bool(conditioning) or (native and self.has_levels)
+        if needed and self.backbone.conditioning_size is None:
             self.backbone.conditioning_size = width
         size = self.backbone.conditioning_size if native else None
-        if size is not None and (size != width or not conditioning):
+        if size is not None and (size != width or not needed):
             raise ValueError(
                 f"backbone.conditioning_size is {size}; it must be the hidden_size {width}, with a modality whose "
-                "conditioning is true, or None"
+                "conditioning is true or whose objective has noise levels, or None"
             )
 
     @property
@@ -249,6 +250,19 @@ class UnimodalARConfig(StrictConfig):
         """Whether any modality's grid extends along t, h and w."""
         grids = [options["grid"] for options in self.modalities.values()] or [[2, 2, 2]]
         return [max(grid[axis] for grid in grids) > 1 for axis in range(3)]
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether the objective of any modality tells positions how noisy they are."""
+        objectives = [self.modality(name).built_objective for name in self.modalities]
+        return any(objective is not None and objective.has_levels for objective in objectives)
+
+    @property
+    def needs_coordinates(self) -> bool:
+        """Whether the running number of a position does not tell where its element is in the grid."""
+        options = [self.modality(name) for name in self.modalities]
+        own_places = [o for o in options if o.built_objective is not None and not o.built_objective.reads_sources]
+        return any(self.used_axes[1:]) or any(o.layout.order != "raster" for o in own_places)
 
     @property
     def hidden_size(self) -> int:

@@ -181,7 +181,14 @@ class DecoderAttention(nn.Module):
             k, v = cache.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.config.attention_dropout if self.training else 0.0
-        out, _ = attend(self, q, k, v, mask, dropout=dropout, scaling=self.scaling, is_causal=is_causal)
+        options = {"dropout": dropout, "scaling": self.scaling, "is_causal": is_causal}
+        if isinstance(mask, list):
+            parts = [
+                attend(self, q[:, :, t.queries], k[:, :, t.keys], v[:, :, t.keys], t.mask, **options) for t in mask
+            ]
+            out = torch.cat([part for part, _ in parts], 1)
+        else:
+            out, _ = attend(self, q, k, v, mask, **options)
         return self.o_proj(out.reshape(*x.shape[:2], -1))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .heads.denoiser import LevelEmbedding
 from .layout import Layout
 from .merging import CodeMerge
 from .modality import ModalityOptions
@@ -64,22 +65,27 @@ class PositionTable(nn.Module):
 class Embedding(nn.Module):
     """Turns values of one modality into inputs of the backbone; a subclass embeds one kind of element.
 
-    A place that reads nothing (the start, or a source of which no value is observed) gets the start vector, which thus
-    stands for "nothing is known here". It is a parameter, or handed in from the context (`start` [B, 1, H]).
+    A place that reads nothing (the start, a source of which no value is observed, what is masked) gets the start
+    vector, which thus stands for "nothing is known here". It is a parameter, or handed in from the context (`start`
+    [B, 1, H]).
     """
 
     def __init__(self, hidden_size: int, options: ModalityOptions) -> None:
         super().__init__()
         self.start_kind = options.start
         self.codes = options.element.codes if isinstance(options.element, DiscreteElement) else 0
-        self.start = nn.Parameter(torch.empty(hidden_size)) if options.start == "learned" else None
+        objective = options.built_objective
+        nothing = options.start == "learned" if objective is None else objective.holds_nothing(options.start)
+        self.start = nn.Parameter(torch.empty(hidden_size)) if nothing else None
+        self.level = LevelEmbedding(hidden_size) if objective is not None and objective.has_levels else None
+        self.context_noise = options.context_noise
         self.null = nn.Parameter(torch.empty(hidden_size)) if options.null_probability > 0 else None
         self.covariates = nn.Linear(options.covariates, hidden_size) if options.covariates else None
         self.absolute_position = PositionTable(hidden_size, options.grid) if options.absolute_positions else None
         self.target_position: nn.Module | None = None
         if options.target_positions == "learned":
             self.target_position = PositionTable(hidden_size, options.grid)
-        elif options.target_positions or (options.head is not None and options.has_shared_sources):
+        elif options.target_positions or options.has_shared_sources:
             self.target_position = CoordinateEmbedding(hidden_size)
 
     def embed(self, values: Tensor, observed: Tensor) -> Tensor:
@@ -97,18 +103,37 @@ class Embedding(nn.Module):
         index = places.clamp(min=0)
         seen = observed[:, index]
         known = (seen if seen.dim() == 2 else seen.any(-1)) & (places >= 0)
-        values = values[:, index]
-        if self.codes == 1 and values.dim() == 3:  # a group of codes is the mean of its codes (NPP, arXiv 2412.15321)
-            each = self.embed(values.flatten(1), seen.repeat_interleave(values.shape[2], 1))
-            embeds = each.unflatten(1, values.shape[1:]).mean(2)
-        else:
-            embeds = self.embed(values, seen)
-        if self.absolute_position is not None:
-            coords = _after_padding(layout.coords_of(index), observed, layout)
-            embeds = embeds + self.absolute_position(coords).to(embeds.dtype)
+        values = self._disturbed(values[:, index])
+        embeds = self._placed(self._embed(values, seen), index, observed, layout)
         start = self.start if start is None else start
         nothing = embeds.new_zeros(()) if start is None else start.to(embeds.dtype)
         return torch.where(known[..., None], embeds, nothing), known
+
+    def _embed(self, values: Tensor, seen: Tensor) -> Tensor:
+        if self.codes != 1 or values.dim() != 3:
+            return self.embed(values, seen)
+        # a group of codes is the mean of its codes (NPP, arXiv 2412.15321)
+        each = self.embed(values.flatten(1), seen.repeat_interleave(values.shape[2], 1))
+        return each.unflatten(1, values.shape[1:]).mean(2)
+
+    def _placed(self, embeds: Tensor, index: Tensor, observed: Tensor, layout: Layout) -> Tensor:
+        """With what the table of absolute positions, where there is one, adds to elements at raster indices `index`."""
+        if self.absolute_position is None:
+            return embeds
+        coords = _after_padding(layout.coords_of(index), observed, layout)
+        return embeds + self.absolute_position(coords).to(embeds.dtype)
+
+    def _disturbed(self, values: Tensor) -> Tensor:
+        """Values [B, n, ...] as they are read in training: up to `context_noise` of each is noise, a share that is
+        drawn anew for every example."""
+        if not (self.training and self.context_noise):
+            return values
+        share = self.context_noise * torch.rand(len(values), *[1] * (values.dim() - 1), device=values.device)
+        return self.disturb(values, share)
+
+    def disturb(self, values: Tensor, share: Tensor) -> Tensor:
+        """Values of which a `share` is noise."""
+        raise NotImplementedError
 
     def inputs(
         self,
@@ -162,6 +187,30 @@ class Embedding(nn.Module):
         embeds, known = self.read(values, layout, observed, layout.index[places])
         return self._with_covariates(embeds, covariates, layout.index[places]), known
 
+    def noisy(
+        self,
+        values: Tensor,
+        layout: Layout,
+        observed: Tensor | None = None,
+        covariates: Tensor | None = None,
+        places: slice = slice(None),
+        masked: Tensor | None = None,
+    ) -> Tensor:
+        """[B, n, H]: noisy copies of the elements at `places` of the generation order, each at its own place.
+
+        Args:
+            values: [B, n, ...] with noise, in generation order; observed: of the segment, as in `inputs`.
+            masked: [B, n] bool, what is hidden altogether; None: nothing is.
+        """
+        index = layout.index[places]
+        if observed is None:
+            observed = torch.ones(len(values), len(layout), dtype=torch.bool, device=values.device)
+        embeds = self._embed(values, observed[:, index])
+        if masked is not None:
+            assert self.start is not None, "objectives that mask hold nothing at some places"
+            embeds = torch.where(masked[..., None], self.start.to(embeds.dtype), embeds)
+        return self._with_covariates(self._placed(embeds, index, observed, layout), covariates, index)
+
     def _with_covariates(self, embeds: Tensor, covariates: Tensor | None, index: Tensor) -> Tensor:
         if self.covariates is None:
             return embeds
@@ -195,6 +244,11 @@ class DiscreteEmbedding(Embedding):
         offsets = torch.arange(self.codes, device=values.device) * self.vocab_size
         return self.table(codes + offsets).sum(-2)
 
+    def disturb(self, values: Tensor, share: Tensor) -> Tensor:
+        """Each code is replaced, with probability `share`, by one drawn uniformly."""
+        drawn = torch.randint_like(values, self.vocab_size)
+        return torch.where(torch.rand(values.shape, device=values.device) < share, drawn, values)
+
 
 class ContinuousEmbedding(Embedding):
     """A linear map of the vector; missing values count as 0 and each adds a learned vector that says so."""
@@ -210,6 +264,10 @@ class ContinuousEmbedding(Embedding):
         dtype = self.value.weight.dtype
         values = torch.where(seen, values, 0).to(dtype)  # `where`, not a product: 0 * NaN is NaN
         return self.value(values) + self.missing((~seen).to(dtype))
+
+    def disturb(self, values: Tensor, share: Tensor) -> Tensor:
+        """(1 - share) values + share e, with e standard normal (CAM, arXiv 2411.18447)."""
+        return values + share.to(values.dtype) * (torch.randn_like(values) - values)
 
 
 EMBEDDINGS: dict[str, type[Embedding]] = {"discrete": DiscreteEmbedding, "continuous": ContinuousEmbedding}

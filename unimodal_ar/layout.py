@@ -264,6 +264,14 @@ def _known_first(permutation: Tensor, known: Tensor, order: str, grid: Grid, cel
     return torch.cat([permutation[ahead], permutation[~ahead]]), int(whole.sum()) * _count(cell)
 
 
+def whole_cells(known: Tensor, grid: Grid, block: Block) -> Tensor:
+    """[N] bool in raster order: the elements of cells, rows or frames of `block` that are known [N] as a whole; all
+    that are known where it does not speak of any."""
+    members = cells(grid, _cell(block, grid)).to(known.device)
+    whole = known[members].all(1, keepdim=True).expand_as(members)
+    return torch.zeros_like(known).index_put((members,), whole)
+
+
 def _sizes(block: Block, n: int, first: int = 0) -> list[int] | None:
     """The sizes of the blocks where `block` gives them as a number or a list, else None. Blocks of a number begin anew
     after the `first` elements."""

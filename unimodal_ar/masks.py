@@ -1,4 +1,5 @@
-"""Who attends to whom: block-causal attention with positions that nobody may read, for every attention kernel."""
+"""Who attends to whom: block-causal attention with positions that nobody may read, and with noisy copies of blocks, for
+every attention kernel."""
 
 from __future__ import annotations
 
@@ -12,18 +13,41 @@ TAKE_MASKS = ("eager", "flex_attention", "sdpa")
 """Attention functions that take any mask; others know causal and full attention only."""
 
 
+TILE = 128
+"""Queries per tile: fewer take more calls, more see keys in vain."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Consecutive queries and the keys that any of them sees.
+
+    Attributes:
+        queries: which positions.
+        keys: which positions; a slice where they follow each other.
+        mask: [B or 1, 1, queries, keys] bool.
+    """
+
+    queries: slice
+    keys: slice | Tensor
+    mask: Tensor
+
+
 @dataclass(frozen=True)
 class AttentionPattern:
     """Query i sees key j iff block(j) <= block(i) and j is valid, and every query sees itself.
 
+    A noisy copy of a block (block diffusion, arXiv 2503.09573) is seen by nobody but itself, and in place of the clean
+    copy of its own block: noisy i sees clean j iff block(j) < block(i), and noisy j iff block(j) == block(i).
+
     Queries are the last q of the k keys; earlier keys are cached.
 
     Attributes:
-        block: [k] long, non-decreasing number of each key's block.
+        block: [k] long, number of each key's block.
         queries: q, how many of the keys are queries too.
         valid: [B, k] bool, False for keys that hold nothing (padding); None: all are valid.
         sequential: every query is a block of its own.
         single: all queries are one block.
+        noisy: [k] bool, True for noisy copies; None: there is none.
     """
 
     block: Tensor
@@ -31,6 +55,7 @@ class AttentionPattern:
     valid: Tensor | None = None
     sequential: bool = False
     single: bool = False
+    noisy: Tensor | None = None
 
     @property
     def is_full(self) -> bool:
@@ -45,45 +70,68 @@ class AttentionPattern:
     def dense(self) -> Tensor:
         """[B or 1, 1, q, k] bool, True = may attend."""
         start = len(self.block) - self.queries
-        mask = (self.block[None, :] <= self.block[start:, None])[None, None]
+        own = torch.arange(len(self.block), device=self.block.device)
+        mask = self._allowed(own[start:, None], own[None, :])[None, None]
         if self.valid is not None:
-            own = torch.arange(len(self.block), device=self.block.device)
             mask = (mask & self.valid[:, None, None, :]) | (own[start:, None] == own[None, :])
         return mask
+
+    def tiles(self, size: int) -> list[Tile]:
+        """The same in runs of `size` queries, without the keys that a run does not see. (Of the pairs of two streams
+        that leaves less than a half, where a kernel with a dense mask computes all of them.)"""
+        mask, tiles = self.dense(), []
+        for start in range(0, self.queries, size):
+            queries = slice(start, min(start + size, self.queries))
+            seen = mask[:, 0, queries].any(1).any(0).nonzero().flatten()
+            first, last = int(seen[0]), int(seen[-1]) + 1
+            keys: slice | Tensor = slice(first, last) if last - first == len(seen) else seen
+            tiles.append(Tile(queries, keys, mask[:, :, queries][..., keys].contiguous()))
+        return tiles
 
     def flex(self) -> Any:
         """The same as a FlexAttention BlockMask, which skips the empty tiles."""
         from torch.nn.attention.flex_attention import create_block_mask
 
-        block, valid, start = self.block, self.valid, len(self.block) - self.queries
+        valid, start = self.valid, len(self.block) - self.queries
 
         def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            allowed = block[k] <= block[q + start]
+            allowed = self._allowed(q + start, k)
             return allowed if valid is None else (allowed & valid[b, k]) | (q + start == k)
 
         batch = None if valid is None else len(valid)
-        return create_block_mask(visible, batch, None, self.queries, len(block), device=str(block.device))
+        return create_block_mask(visible, batch, None, self.queries, len(self.block), device=str(self.block.device))
+
+    def _allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether the key's block may be seen from the query, both given as indices of keys."""
+        if self.noisy is None:
+            return self.block[key] <= self.block[query]
+        earlier, same = self.block[key] < self.block[query], self.block[key] == self.block[query]
+        return torch.where(self.noisy[key], same & self.noisy[query], earlier | (same & ~self.noisy[query]))
 
     def resolve(self, implementation: str) -> tuple[Any, bool]:
-        """What the attention function of that name is to be given: (mask, is_causal).
+        """What the attention function of that name is to be given: (mask, is_causal); a list of tiles asks for a call
+        for each.
 
         Raises:
             ValueError: the pattern is neither causal nor full and the kernel takes no other.
         """
         if self.is_full:
             return None, False
-        if implementation == "eager":
-            return self.dense(), False
+        if self.is_causal and implementation not in ("eager", "flex_attention"):
+            return None, True
+        self.check(implementation)
         if implementation == "flex_attention":
             return self.flex(), False
-        if self.is_causal:
-            return None, True
-        if implementation == "sdpa":
-            return self.dense(), False
-        raise ValueError(
-            f"attn_implementation is {implementation!r}, which knows causal and full attention only; "
-            "blocks, padding and several cached positions need 'sdpa', 'eager' or 'flex_attention'"
-        )
+        tiled = implementation == "sdpa" and self.queries >= 2 * TILE
+        return (self.tiles(TILE) if tiled else self.dense()), False
+
+    def check(self, implementation: str) -> None:
+        """Raises ValueError where the pattern is neither causal nor full and the kernel takes no other."""
+        if implementation not in TAKE_MASKS and not (self.is_full or self.is_causal):
+            raise ValueError(
+                f"attn_implementation is {implementation!r}, which knows causal and full attention only; "
+                "blocks, padding and several cached positions need 'sdpa', 'eager' or 'flex_attention'"
+            )
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

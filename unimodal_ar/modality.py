@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from .heads import HEADS, Head
 from .layout import ORDERS, Layout
-from .objectives import OBJECTIVES
+from .objectives import OBJECTIVES, Objective
 from .schema import DiscreteElement, Element, Strict, parse
 
 Block = PositiveInt | Literal["row", "frame", "whole"] | list[PositiveInt] | dict[str, list[PositiveInt]] | None
@@ -49,12 +50,12 @@ class ModalityOptions(Strict):
         element: `{kind: discrete, vocab_size, codes, merge}` or `{kind: continuous, dim}`.
         grid: the usual (T, H, W), the largest that is trained; other grids work where the layout allows.
         layout: order and blocks. Default: raster order with its own blocks, of one; for a context, one block.
-        objective: `{kind: next_block}`.
+        objective: `{kind: next_block}`, or `{kind: block_diffusion, noise: mask}` with the objective's own keys.
         head: `{kind: ...}` with the head's own keys.
         loss_weight: factor on this modality's element losses.
         start: what predicts the first block: "learned" (a start vector), "context" (the embedding of the context
             segment before it, of one element, which then takes no position of its own) or "none" (the first block must
-            be given).
+            be given). Under block diffusion nothing has to, so that "learned" and "none" only say whether it is drawn.
         absolute_positions: whether a learned table over `grid` is added to every element's embedding.
         target_positions: how a position is told which element it predicts: "fourier" (features of its coordinates) or
             "learned" (a table over `grid`), each added to its input. None: "fourier" where the layout needs it.
@@ -62,6 +63,9 @@ class ModalityOptions(Strict):
         null_probability: how often, in training, this modality is replaced by its null vector when it is context;
             above 0 it can be guided (classifier-free guidance, arXiv 2207.12598).
         conditioning: whether its embedding, as context, also goes to the native decoder's adaptive norms.
+        context_noise: which part of what is read may be noise, in training: a share drawn anew for each example from
+            [0, context_noise] of every vector, and as often a wrong code. A model that has seen such pasts goes on
+            calmly from its own samples (CAM, arXiv 2411.18447; xAR, arXiv 2502.20388). 0: none.
     """
 
     element: Element
@@ -76,6 +80,7 @@ class ModalityOptions(Strict):
     covariates: NonNegativeInt = 0
     null_probability: float = Field(0.0, ge=0, lt=1)
     conditioning: bool = False
+    context_noise: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -96,9 +101,18 @@ class ModalityOptions(Strict):
             data["objective"] = {"kind": "next_block"}
         return {key: value for key, value in data.items() if not (key == "layout" and value is None)}
 
+    @cached_property
+    def built_objective(self) -> Objective | None:
+        """The objective that the options describe."""
+        if self.objective is None:
+            return None
+        return OBJECTIVES[self.objective["kind"]](check_part(self.objective, OBJECTIVES, "objective"))
+
     @property
     def has_shared_sources(self) -> bool:
         """Whether an element cannot be told from what is read to predict it (so that its position must be given)."""
+        if self.built_objective is None or not self.built_objective.reads_sources:
+            return False
         order = ORDERS[self.layout.order]
         return order.random or Layout.from_grid(self.grid, self.layout.order, self.layout.block).shares_source
 
@@ -123,8 +137,13 @@ def parse_modality(name: str, data: Any) -> ModalityOptions:
             options = options.model_copy(update={key: complete})
     if options.conditioning and options.head is not None:
         raise ValueError(f"modalities.{name}.conditioning is true; only a context, which has no head, conditions norms")
-    if options.head is not None:
+    if options.head is not None and options.built_objective is not None:
         _check_head(HEADS[options.head["kind"]], options, f"modalities.{name}")
+        problem = options.built_objective.problem(
+            options.element, options.head, options.start, options.target_positions
+        )
+        if problem:
+            raise ValueError(f"modalities.{name}.{problem}")
     if ORDERS[options.layout.order].random and options.start == "none":
         raise ValueError(
             f"modalities.{name}.start is 'none' with the random order {options.layout.order!r}; the first block, which "

@@ -22,10 +22,10 @@ from .embeddings import build_embedding
 from .generation import UnimodalARGenerationConfig, UnimodalARGenerationMixin
 from .heads import build_head
 from .layout import ORDERS, Layout, cached_layout
-from .modality import ModalityOptions, check_part
-from .objectives import OBJECTIVES, Objective
+from .modality import ModalityOptions
+from .objectives import Objective
 from .objectives.base import TrainingPlan
-from .objectives.next_block import context_part, seen_before
+from .objectives.parts import context_part, seen_before
 from .schema import ContinuousElement, DiscreteElement
 from .segment import Grid, Segment
 from .sequence import Cursor, Part
@@ -40,7 +40,8 @@ class UnimodalAROutput(ModelOutput):
             `num_items_in_batch`); elements count by the fraction of their values that is observed.
         losses: by modality, the mean of its element losses, unweighted.
         element_losses: by modality, [B, N] in raster order, 0 where nothing is predicted; nats for heads with a
-            likelihood. Several target segments of one modality follow each other along N.
+            likelihood (with mask noise they estimate an upper bound by random masks: in training with the objective's
+            own levels, in evaluation mode with all). Several target segments of one modality follow each other along N.
     """
 
     loss: Tensor | None = None
@@ -83,10 +84,7 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         )
         self.objectives: dict[str, Objective] = {}
         for name, options in generated.items():
-            part = dict(options.objective or {})
-            self.objectives[name] = OBJECTIVES[part["kind"]](
-                check_part(part, OBJECTIVES, f"modalities.{name}.objective")
-            )
+            self.objectives[name] = cast(Objective, options.built_objective)
         self.curricula = {name: Curriculum() for name in generated}
         self.post_init()
 
@@ -211,8 +209,10 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         size = self.curricula[segment.modality].group if self.training else 1
         if size == 1:
             return segment, None
-        if self.options[segment.modality].start == "none":
-            raise ValueError(f"group of {segment.modality!r} is {size}; codes are grouped only where there is a start")
+        if self.options[segment.modality].start == "none" or not self.objectives[segment.modality].reads_sources:
+            raise ValueError(
+                f"group of {segment.modality!r} is {size}; codes are grouped only under next-block, with a start"
+            )
         return grouped(segment, size)
 
     def count_items(self, segments: Sequence[Segment]) -> Tensor:
@@ -262,7 +262,8 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         if segment.grid == options.grid:
             return
         embedding: Any = self.embeddings[name]
-        if options.head and embedding.target_position is None and self.layout(name, segment.grid).shares_source:
+        reads_sources = options.head is not None and self.objectives[name].reads_sources
+        if reads_sources and embedding.target_position is None and self.layout(name, segment.grid).shares_source:
             raise ValueError(
                 f"grid of {name!r} is {segment.grid}, where elements of a block read the same source, unlike on "
                 f"{options.grid}; to tell them apart the modality needs target_positions"
@@ -326,7 +327,9 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
             index = job.members[index].flatten()
         observed = predicted if segment.observed is None else segment.observed[:, index]
         head = cast(Any, self.heads[segment.modality])
-        loss = head.loss(hidden, segment.values[:, index], observed)
+        target = segment.values[:, index] if plan.targets is None else plan.targets
+        loss = head.loss(hidden, target, observed)
+        loss = loss if plan.weights is None else loss * plan.weights
         weight = segment.observed_fraction[:, index] * predicted
         loss = torch.where(predicted, loss, 0)
         full = loss.new_zeros(segment.values.shape[:2])

@@ -7,7 +7,8 @@ generators needs a Python loop. Here draw k of sample i is a hash of (seed, i, k
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,6 +63,13 @@ class SampleNoise:
         seed = torch.randint(-(1 << 62), 1 << 62, (), generator=generator, device=device)
         return cls(int(seed), samples)
 
+    def child(self) -> SampleNoise:
+        """Streams of their own, which may be drawn from any number of times without a trace in these."""
+        other = object.__new__(SampleNoise)
+        other.state = _mix(self.state ^ _MIX_1)
+        self.state = _mix(self.state + _GOLDEN)
+        return other
+
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """[B, ...] float64 in the open interval (0, 1)."""
         if shape[0] != len(self.state):
@@ -83,3 +91,17 @@ def uniform(shape: Sequence[int], generator: Generator, device: torch.device) ->
     where = device if generator is None else generator.device
     noise = torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device=where).to(device)
     return noise.clamp_(min=2.0**-54)
+
+
+def normal(shape: Sequence[int], generator: Generator, device: torch.device) -> Tensor:
+    """Standard normal float64 noise from whichever source of randomness the caller was given."""
+    return torch.special.ndtri(uniform(shape, generator, device))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's global generators, of the CPU and of `device`, as `seed` makes them; afterwards they are as before."""
+    accelerators = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(accelerators, device_type=device.type if accelerators else "cuda"):
+        torch.manual_seed(seed)
+        yield

@@ -21,12 +21,16 @@ class Part:
     Attributes:
         embeds: [B, n, H].
         coords: [B or 1, n, 3] long, position inside the segment's grid.
-        block: [n] long, non-decreasing block number inside the segment.
+        block: [n] long, block number inside the segment.
         sequential, single: every position is its own block; all positions are one block.
         valid: [B, n] bool, False for positions nobody else may attend to; None: all may be.
         lead: [B] long on the first part of a segment that may start with padding: how many leading slices along t are
             wholly unobserved. Positions count from the first observed slice, so that padding changes nothing.
+        skip: [B] long, where there is a lead: how many positions of padding come before the segment's first that counts;
+            None: those of this part (the only one that begins with padding).
         closes: the segment's (extent along t, number of blocks) on its last part, else None.
+        noisy: these are noisy copies of blocks whose clean ones follow: both have the same places in the sequence.
+        conditioning: [B, n, H], what is added to the conditioning of these positions (a noise level); None: nothing.
     """
 
     embeds: Tensor
@@ -36,7 +40,10 @@ class Part:
     single: bool
     valid: Tensor | None = None
     lead: Tensor | None = None
+    skip: Tensor | None = None
     closes: tuple[int, int] | None = None
+    noisy: bool = False
+    conditioning: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,38 +55,49 @@ class Inputs:
         coords: [B or 1, n, 3] long.
         position_ids: [B or 1, n] long, running number of the position.
         pattern: who attends to whom.
+        length: places in the sequence so far: positions, but noisy copies share those of their blocks.
+        conditioning: [B, n, H], what the positions add to the sequence's conditioning; None: nothing.
     """
 
     embeds: Tensor
     coords: Tensor
     position_ids: Tensor
     pattern: AttentionPattern
+    length: int
+    conditioning: Tensor | None = None
 
 
 class Cursor:
     """Where a sequence has got to: hands every new part its place after all earlier ones."""
 
     def __init__(self) -> None:
-        self.length = 0
+        self.length = 0  # positions so far
+        self.count = 0  # places in the sequence so far: noisy copies share those of their blocks
         self.blocks = 0  # blocks in closed segments
         self.time: int | Tensor = 0  # offset along t of the open segment: an int, or [B, 1] where padding differs
         self.skipped: int | Tensor = 0  # leading padding positions so far: an int or [B, 1]
         self.key_block: Tensor | None = None
         self.valid: Tensor | None = None
+        self.noisy: Tensor | None = None
 
     def place(self, parts: list[Part]) -> Inputs:
         """Appends `parts` and returns the backbone's inputs for them."""
         coords, positions, blocks = [], [], []
+        reach = self.count
         for part in parts:
             if part.lead is not None:
                 self._skip_padding(part)
             t = part.coords[..., 0] + self.time
             coords.append(torch.stack([t, *(part.coords[..., axis].expand_as(t) for axis in (1, 2))], -1))
-            numbers = torch.arange(self.length, self.length + part.embeds.shape[1], device=part.embeds.device)
+            n = part.embeds.shape[1]
+            numbers = torch.arange(self.count, self.count + n, device=part.embeds.device)
+            reach = max(reach, self.count + n)
             positions.append(numbers[None] - self.skipped)
             blocks.append(part.block + self.blocks)
             self._extend_valid(part)
-            self.length += part.embeds.shape[1]
+            self._extend_noisy(part)
+            self.length += n
+            self.count += 0 if part.noisy else n
             if part.closes is not None:
                 self.time = self.time + part.closes[0]
                 self.blocks += part.closes[1]
@@ -89,11 +107,13 @@ class Cursor:
             block=self.key_block,
             queries=len(new),
             valid=self.valid,
-            sequential=all(part.sequential for part in parts),
+            noisy=self.noisy,
+            sequential=self.noisy is None and all(part.sequential for part in parts),
             single=len(parts) == 1 and parts[0].single,
         )
         embeds = parts[0].embeds if len(parts) == 1 else torch.cat([part.embeds for part in parts], 1)
-        return Inputs(embeds, _cat(coords), _cat(positions).clamp(min=0), pattern)
+        ids = _cat(positions).clamp(min=0)
+        return Inputs(embeds, _cat(coords), ids, pattern, reach, _conditioning(parts))
 
     def repeat_interleave(self, repeats: int) -> None:
         """Every example `repeats` times, as `Tensor.repeat_interleave` does along the batch."""
@@ -105,7 +125,9 @@ class Cursor:
     def _skip_padding(self, part: Part) -> None:
         assert part.lead is not None
         self.time = self.time - part.lead[:, None]
-        if part.valid is not None:
+        if part.skip is not None:
+            self.skipped = self.skipped + part.skip[:, None]
+        elif part.valid is not None:
             leading = (~part.valid).long().cumprod(1).sum(1, keepdim=True)
             self.skipped = self.skipped + leading
 
@@ -118,6 +140,12 @@ class Cursor:
         new = part.embeds.new_ones(batch, n, dtype=torch.bool) if part.valid is None else part.valid
         self.valid = torch.cat([before, new], 1)
 
+    def _extend_noisy(self, part: Part) -> None:
+        if not part.noisy and self.noisy is None:
+            return
+        before = part.block.new_zeros(self.length, dtype=torch.bool) if self.noisy is None else self.noisy
+        self.noisy = torch.cat([before, torch.full_like(part.block, part.noisy, dtype=torch.bool)])
+
 
 def leading_padding(observed: Tensor, layout: Layout) -> Tensor:
     """[B] long: leading slices along t that are wholly unobserved, from the elements' mask [B, N] in raster order."""
@@ -128,3 +156,12 @@ def leading_padding(observed: Tensor, layout: Layout) -> Tensor:
 def _cat(parts: list[Tensor]) -> Tensor:
     batch = max(part.shape[0] for part in parts)
     return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], 1)
+
+
+def _conditioning(parts: list[Part]) -> Tensor | None:
+    """[B, n, H], 0 for parts that have none."""
+    if all(part.conditioning is None for part in parts):
+        return None
+    return torch.cat(
+        [torch.zeros_like(part.embeds) if part.conditioning is None else part.conditioning for part in parts], 1
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -53,12 +55,44 @@ def _schedule(written: Any) -> IntervalSchedule | CosineSchedule:
     return parse(SCHEDULES[kind], {key: value for key, value in written.items() if key != "kind"}, "guidance_schedule")
 
 
+@dataclass(frozen=True)
+class Steps:
+    """A number of steps that falls (or rises) linearly from the first element to the last (DiSA, arXiv 2505.20297)."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first if self.first == self.last else [self.first, self.last])
+
+    def at(self, progress: float) -> int:
+        """When this part of all elements, in [0, 1], has been drawn."""
+        return round(self.first + (self.last - self.first) * progress)
+
+
+def parse_steps(name: str, written: Any) -> Steps | None:
+    """The steps written as a number or a pair [first, last]; raises ValueError naming what is neither."""
+    if written is None:
+        return None
+    pair = [written, written] if isinstance(written, int) else written
+    fits = isinstance(pair, (list, tuple)) and len(pair) == 2
+    if not fits or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in pair):
+        raise ValueError(f"{name} is {written!r}; it must be an integer >= 1, a pair [first, last] of them, or None")
+    return Steps(*pair)
+
+
 class UnimodalARGenerationConfig(GenerationConfig):
     """What `generate` uses where an argument is left at None.
 
     Args:
         num_samples: samples per example.
-        steps: denoising passes per block, for objectives that have them; None: the objective's default.
+        steps: denoising passes per block, for block diffusion: a number, or [first, last] for numbers that change
+            linearly over the target's elements (DiSA, arXiv 2505.20297). None: as many as a block has elements for mask
+            noise, which draws from the model's own distribution; 20 for Gaussian noise.
+        head_steps: evaluations of a head that draws in several, a number or [first, last]; None: the head's default.
+        sampler: how block diffusion goes from pass to pass, `{kind: ...}` with the sampler's own keys. For mask noise
+            first_hitting (the default), ancestral, confidence, threshold or entropy_bound (`objectives.unmasking`), for
+            Gaussian noise euler (the default) or heun (`objectives.gaussian_noise`).
         temperature: 0 for the mode or mean, 1 for the distribution itself.
         top_k, top_p: truncation of categorical heads; None: none.
         guidance_scale: classifier-free guidance; 1 is none.
@@ -73,7 +107,9 @@ class UnimodalARGenerationConfig(GenerationConfig):
     """
 
     num_samples: int
-    steps: int | None
+    steps: int | Sequence[int] | None
+    head_steps: int | Sequence[int] | None
+    sampler: dict[str, Any] | None
     temperature: float
     top_k: int | None
     top_p: float | None
@@ -83,6 +119,8 @@ class UnimodalARGenerationConfig(GenerationConfig):
     _defaults = {
         "num_samples": 1,
         "steps": None,
+        "head_steps": None,
+        "sampler": None,
         "temperature": 1.0,
         "top_k": None,
         "top_p": None,
@@ -109,8 +147,8 @@ class UnimodalARGenerationConfig(GenerationConfig):
         """Raises ValueError where a value is out of range."""
         if not isinstance(self.num_samples, int) or self.num_samples < 1:
             raise ValueError(f"num_samples is {self.num_samples!r}; it must be an integer >= 1")
-        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
-            raise ValueError(f"steps is {self.steps!r}; it must be an integer >= 1 or None")
+        for name in ("steps", "head_steps"):
+            parse_steps(name, getattr(self, name))
         for name in ("temperature", "guidance_scale"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -126,6 +164,21 @@ class UnimodalARGenerationConfig(GenerationConfig):
             return [scale] * blocks
         schedule = _schedule(self.guidance_schedule)
         return [1 + (scale - 1) * schedule.strength(block, blocks) for block in range(blocks)]
+
+    def sampling(self, objective: Any, head: Any) -> dict[str, Any]:
+        """The arguments of `objective.draw` that say how elements of `head` are drawn.
+
+        Raises:
+            ValueError: an option is not for this objective or this head.
+        """
+        if self.head_steps is not None and not head.iterates:
+            raise ValueError(
+                f"head_steps is {self.head_steps}; {type(head).__name__} draws in one step and takes no head_steps"
+            )
+        own = objective.sampling(head, parse_steps("steps", self.steps), self.sampler)
+        optional = {"top_k": self.top_k, "top_p": self.top_p, "head_steps": parse_steps("head_steps", self.head_steps)}
+        given = {name: value for name, value in optional.items() if value is not None}
+        return {**own, "temperature": self.temperature, **given}
 
     def updated(self, **changes: Any) -> UnimodalARGenerationConfig:
         """A copy in which every change that is not None holds."""

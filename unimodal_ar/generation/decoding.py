@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..sequence import Cursor, Part
+from .configuration import Steps
 
 
 class CachedDecoding:
@@ -20,6 +22,7 @@ class CachedDecoding:
     Attributes:
         guided: whether there is a counterpart.
         scale: how far samples are guided away from the counterpart; it may change from block to block.
+        progress: which part of the target's elements has been drawn, in [0, 1].
         starts: what the first block reads, where that is the context's embedding, by sequence and counterpart.
         conditioning: [B, 1, C] of the backbone's adaptive norms (the counterpart's below), or None.
     """
@@ -32,7 +35,7 @@ class CachedDecoding:
         conditioning: Tensor | None = None,
     ) -> None:
         self.backbone = backbone
-        self.guided, self.scale = guided, 1.0
+        self.guided, self.scale, self.progress = guided, 1.0, 0.0
         self.starts, self.conditioning = starts, conditioning
         self.cache = backbone.new_cache()
         self.cursor = Cursor()
@@ -51,19 +54,48 @@ class CachedDecoding:
 
         A second list holds the same positions as the counterpart sees them; without one they are alike.
         """
+        return self._run(parts, commit=True)
+
+    def peek(self, *parts: list[Part]) -> tuple[Tensor, ...]:
+        """The same without committing them: afterwards it is as if they had never been. What is held goes with them,
+        and is committed."""
+        return self._run(parts, commit=False)
+
+    def _run(self, parts: tuple[list[Part], ...], commit: bool) -> tuple[Tensor, ...]:
         asked = sum(part.embeds.shape[1] for part in parts[0])
-        first, last = self.held[0] + parts[0], self.held[-1] + parts[-1]
+        held = self._stacked(self.held)
+        new = held + self._stacked(parts)
         self.held = ([],)
-        new = [_stack(*pair) for pair in zip(first, last, strict=True)] if self.guided else first
-        hidden = self.backbone(self.cursor.place(new), self.cache, self.conditioning)[:, -asked:]
+        cursor = self.cursor if commit else copy.copy(self.cursor)  # whose tensors are replaced, never written to
+        inputs = cursor.place(new)
+        if not commit:
+            self.cache.keep = sum(part.embeds.shape[1] for part in held)
+            if held:
+                self.cursor.place(held)
+        hidden = self.backbone(inputs, self.cache, self.conditioning)[:, -asked:]
+        if not commit:
+            self.cache.keep = None
         self.rows = torch.arange(len(hidden), device=hidden.device)
         return hidden.chunk(2) if self.guided else (hidden,)
 
-    def sample(self, head: Any, hidden: tuple[Tensor, ...], **sampling: Any) -> Tensor:
+    def _stacked(self, parts: tuple[list[Part], ...]) -> list[Part]:
+        """As one batch with the counterpart's, where there is one."""
+        return [_stack(*pair) for pair in zip(parts[0], parts[-1], strict=True)] if self.guided else parts[0]
+
+    def sample(self, head: Any, hidden: tuple[Tensor, ...], head_steps: Steps | None = None, **sampling: Any) -> Tensor:
         """Values drawn by `head`."""
+        if head_steps is not None:
+            sampling["head_steps"] = head_steps.at(self.progress)
         if self.guided:
             return head.sample_guided(*hidden, self.scale, **sampling)
         return head.sample(*hidden, **sampling)
+
+    def guide(self, states: tuple[Tensor, ...]) -> Tensor:
+        """Guided states, for what is a linear map of them."""
+        if not self.guided:
+            return states[0]
+        hidden, free = states
+        return free + self.scale * (hidden - free)
 
     def repeat_interleave(self, repeats: int) -> None:
         """Every example `repeats` times. (Guided halves stay apart: each half is repeated in itself.)"""
@@ -86,7 +118,7 @@ class CachedDecoding:
 
 def _stack(first: Part, second: Part) -> Part:
     both: dict[str, Any] = {"embeds": torch.cat([first.embeds, second.embeds])}
-    for name in ("valid", "lead"):
+    for name in ("valid", "lead", "skip", "conditioning"):
         value = getattr(first, name)
         both[name] = None if value is None else torch.cat([value, getattr(second, name)])
     if len(first.coords) > 1:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import ORDERS, Layout
+from ..layout import ORDERS, Layout, whole_cells
 from ..noise import Generator, SampleNoise
 from ..schema import DiscreteElement
 from ..segment import Grid, Segment, check_grid
@@ -30,6 +30,7 @@ class _Job:
     segment: Segment
     layout: Layout
     known: int
+    given: Tensor | None  # [B, N] bool in raster order: what is known, where that may be anything
     decoding: CachedDecoding
     scales: list[float]  # of guidance, by block
     sampling: dict[str, Any]
@@ -58,7 +59,7 @@ class UnimodalARGenerationMixin:
         grid: Sequence[int] | None = None,
         given: Segment | None = None,
         num_samples: int | None = None,
-        steps: int | None = None,
+        steps: int | Sequence[int] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -66,6 +67,8 @@ class UnimodalARGenerationMixin:
         generator: Generator = None,
         known_blocks: int | None = None,
         guidance_schedule: dict[str, Any] | None = None,
+        head_steps: int | Sequence[int] | None = None,
+        sampler: dict[str, Any] | None = None,
     ) -> Segment:
         """Draws a segment of modality `target`.
 
@@ -76,9 +79,11 @@ class UnimodalARGenerationMixin:
             grid: (T, H, W) of the segment; None: that of `given`, else the modality's own.
             given: a segment of the target modality on the full grid; `observed` marks what is known. Its covariates
                 cover every element. Under next-block the known part must be whole leading blocks, or, in a random
-                order, whole cells or elements anywhere, the same in every example: they come first then.
+                order, whole cells or elements anywhere, the same in every example: they come first then. Under block
+                diffusion it may be any subset; a block is drawn given all that is known of it and all before it.
             num_samples: S, samples per example.
-            steps: denoising passes per block, for objectives that have them.
+            steps, head_steps, sampler: of block diffusion and of heads that draw in several steps, see
+                `UnimodalARGenerationConfig`.
             temperature: 0 for the mode or mean, 1 for the model's own distribution.
             top_k, top_p: truncation, for categorical heads.
             guidance_scale: classifier-free guidance against the context's null vectors; 1: none.
@@ -148,13 +153,15 @@ class UnimodalARGenerationMixin:
         for segment in context:
             self.check_segment(segment)
         options = self._sampling_options(arguments)
-        segment, layout, known = self._target(arguments, context)
+        segment, layout, known, given = self._target(arguments, context)
         guided = options.guidance_scale != 1
         sides = [self._context(context, segment.modality, null) for null in ((False, True) if guided else (False,))]
         conditioning = None if sides[0].conditioning is None else torch.cat([side.conditioning for side in sides])
         starts = (None,) if sides[0].start is None else tuple(side.start for side in sides)
         decoding = CachedDecoding(self.backbone, guided, starts, conditioning)
-        objective, embedding = self.objectives[segment.modality], self.embeddings[segment.modality]
+        name = segment.modality
+        objective, embedding, head = self.objectives[name], self.embeddings[name], self.heads[name]
+        sampling = options.sampling(objective, head)
         parts = [side.parts + objective.known_parts(embedding, segment, layout, known, side.start) for side in sides]
         decoding.hold(*parts)
         decoding.repeat_interleave(options.num_samples)
@@ -163,18 +170,19 @@ class UnimodalARGenerationMixin:
         if not isinstance(generator, SampleNoise):
             samples = torch.arange(segment.batch_size, device=self.device)
             generator = SampleNoise.from_generator(generator, samples)
-        sampling = {"generator": generator, "temperature": options.temperature}
-        optional = {name: getattr(options, name) for name in ("top_k", "top_p", "steps")}
-        sampling |= {name: value for name, value in optional.items() if value is not None}
-        return _Job(segment, layout, known, decoding, options.guidance_scales(layout.num_blocks), sampling)
+        sampling["generator"] = generator
+        given = None if given is None else given.repeat_interleave(options.num_samples, 0)
+        return _Job(segment, layout, known, given, decoding, options.guidance_scales(layout.num_blocks), sampling)
 
     def _draw(self: Any, job: _Job, block: int) -> None:
         """Draws one block into the segment."""
         name = job.segment.modality
         objective, embedding, head = self.objectives[name], self.embeddings[name], self.heads[name]
-        job.decoding.scale = job.scales[block]
-        drawn = objective.draw(job.decoding, embedding, head, job.segment, job.layout, block, **job.sampling)
-        index = job.layout.index[job.layout.block_range(block)]
+        places = job.layout.block_range(block)
+        index = job.layout.index[places]
+        job.decoding.scale, job.decoding.progress = job.scales[block], places.start / len(job.layout)
+        given = None if job.given is None else job.given[:, index]
+        drawn = objective.draw(job.decoding, embedding, head, job.segment, job.layout, block, given, **job.sampling)
         job.segment.values[:, index] = drawn.to(job.segment.values.dtype)
 
     def _finished(self: Any, job: _Job) -> Segment:
@@ -195,8 +203,11 @@ class UnimodalARGenerationMixin:
                 )
         return options
 
-    def _target(self: Any, arguments: dict[str, Any], context: list[Segment]) -> tuple[Segment, Layout, int]:
-        """The segment to fill, its layout, and the number of known leading blocks."""
+    def _target(
+        self: Any, arguments: dict[str, Any], context: list[Segment]
+    ) -> tuple[Segment, Layout, int, Tensor | None]:
+        """The segment to fill, its layout, the number of known leading blocks, and what is known where that may be
+        anything."""
         name, given, options = arguments["target"], arguments["given"], self.options[arguments["target"]]
         grid = arguments["grid"]
         if given is not None and not isinstance(given, Segment):
@@ -221,9 +232,12 @@ class UnimodalARGenerationMixin:
                 )
         segment = segment.replace(target=True)
         self.check_segment(segment)
-        first = None if given is None or arguments["known_blocks"] is not None else self._first(segment)
+        anything = self.objectives[name].knows_anything
+        first = None if given is None or arguments["known_blocks"] is not None else self._first(segment, anything)
         layout = self.layout(name, grid, first)
-        known = 0 if given is None else _known_blocks(segment, layout, arguments["known_blocks"], options.layout.order)
+        known = 0
+        if given is not None:
+            known = _known_blocks(segment, layout, arguments["known_blocks"], options.layout.order, anything)
         if given is None and arguments["known_blocks"]:
             raise ValueError(f"known_blocks is {arguments['known_blocks']} without a given segment")
         if options.start == "none" and known == 0:
@@ -233,7 +247,8 @@ class UnimodalARGenerationMixin:
             future = layout.scatter((layout.block >= known)[None])
             observed = observed | (future if observed.dim() == 2 else future[..., None])
             observed = None if bool(observed.all()) else observed  # or every block would look again
-        return segment.replace(values=segment.values.clone(), observed=observed), layout, known
+        held = _whole(segment) if given is not None and anything else None
+        return segment.replace(values=segment.values.clone(), observed=observed), layout, known, held
 
     def _context(self: Any, context: list[Segment], target: str, null: bool) -> _Side:
         """What comes of checked segments; `null`: with null vectors for what the target is conditioned on."""
@@ -255,11 +270,13 @@ class UnimodalARGenerationMixin:
         self.check_start(target, side.start)
         return side
 
-    def _first(self: Any, segment: Segment) -> Tensor | None:
+    def _first(self: Any, segment: Segment, anything: bool) -> Tensor | None:
         """[N] bool: what comes first in generation, where the order is free to put what is known there."""
-        observed = segment.element_observed
-        if not ORDERS[self.options[segment.modality].layout.order].random or not bool(observed.any()):
+        observed, options = segment.element_observed, self.options[segment.modality].layout
+        if not ORDERS[options.order].random or not bool(observed.any()):
             return None
+        if anything:  # what does not fill a cell, or differs between examples, is heeded when its block is drawn
+            return whole_cells(_whole(segment).all(0), segment.grid, options.block)
         if not bool((observed == observed[0]).all()):
             raise ValueError("given knows other elements in some examples of the batch; it must know the same in all")
         return observed[0]
@@ -288,19 +305,26 @@ def _empty(element: Any, batch: int, grid: Grid, device: torch.device, dtype: to
     return torch.zeros(batch, n, element.dim, dtype=dtype, device=device)
 
 
-def _known_blocks(segment: Segment, layout: Layout, known_blocks: int | None, order: str) -> int:
-    """How many leading blocks are known; raises ValueError where the known part is not whole leading blocks."""
+def _whole(segment: Segment) -> Tensor:
+    """[B, N] bool: elements of which every value is observed."""
+    observed = segment.observed
+    return segment.element_observed if observed is None or observed.dim() == 2 else observed.all(-1)
+
+
+def _known_blocks(segment: Segment, layout: Layout, known_blocks: int | None, order: str, anything: bool) -> int:
+    """How many leading blocks are known; raises ValueError where the known part is not whole leading blocks, unless it
+    may be `anything`."""
     if known_blocks is not None:
         if not 0 <= known_blocks <= layout.num_blocks:
             raise ValueError(f"known_blocks is {known_blocks}; the layout has {layout.num_blocks} blocks")
         return known_blocks
-    observed = layout.gather(segment.element_observed)
+    observed = layout.gather(_whole(segment) if anything else segment.element_observed)
     whole = torch.ones(layout.num_blocks, dtype=torch.bool, device=observed.device)
     missing = ~observed.all(0)
     whole[layout.block[missing]] = False
     known = int(whole.long().cumprod(0).sum())
     later = observed[:, layout.block_range(known, layout.num_blocks)]
-    if bool(later.any()):
+    if bool(later.any()) and not anything:
         raise ValueError(
             f"given knows elements of block {known} or later, but not all of the blocks before; under next-block with "
             f"order {order!r} the known part must be whole leading blocks (random orders without a list of block sizes "

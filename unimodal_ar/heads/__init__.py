@@ -9,9 +9,13 @@ from ..schema import ContinuousElement, DiscreteElement, parse
 from .base import ContinuousHead, Head
 from .categorical import CategoricalHead
 from .depth import DepthHead
+from .diffusion import DiffusionHead
+from .energy import EnergyHead
+from .flow import FlowHead
 from .mixture import MixtureHead
 from .quantile import QuantileHead
 from .regression import RegressionHead
+from .shortcut import ShortcutHead
 
 HEADS: dict[str, type[Head]] = {
     "categorical": CategoricalHead,
@@ -19,6 +23,10 @@ HEADS: dict[str, type[Head]] = {
     "regression": RegressionHead,
     "quantile": QuantileHead,
     "mixture": MixtureHead,
+    "flow": FlowHead,
+    "diffusion": DiffusionHead,
+    "energy": EnergyHead,
+    "shortcut": ShortcutHead,
 }
 
 
@@ -42,9 +50,13 @@ __all__ = [
     "CategoricalHead",
     "ContinuousHead",
     "DepthHead",
+    "DiffusionHead",
+    "EnergyHead",
+    "FlowHead",
     "Head",
     "MixtureHead",
     "QuantileHead",
     "RegressionHead",
+    "ShortcutHead",
     "build_head",
 ]

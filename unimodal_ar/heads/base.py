@@ -36,6 +36,7 @@ class Head(nn.Module):
     is_point: ClassVar[bool] = False  # it gives a single value without spread
     element_kind: ClassVar[str]  # the kind of element it describes: "discrete" or "continuous"
     least_codes: ClassVar[int] = 1  # of a discrete element
+    iterates: ClassVar[bool] = False  # it draws in several steps, and `sample` takes `head_steps`, their number
 
     proj: nn.Linear
 

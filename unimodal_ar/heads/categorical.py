@@ -72,6 +72,11 @@ class CategoricalHead(Head):
         """[...] exact negative log-likelihood in nats, summed over an element's observed codes."""
         return -self.log_prob(hidden, target, observed)
 
+    def entropy(self, hidden: Tensor) -> Tensor:
+        """[...] in nats, summed over an element's codes."""
+        log_prob = self.logits(hidden).log_softmax(-1)
+        return -(log_prob.exp() * log_prob).sum((-1, -2))
+
     def sample(
         self,
         hidden: Tensor,

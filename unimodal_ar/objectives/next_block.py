@@ -16,6 +16,7 @@ from ..layout import Layout
 from ..segment import Segment
 from ..sequence import Part, leading_padding
 from .base import Decoding, Objective, TrainingPlan
+from .parts import check_predicted, closed, elements_at, first_block, seen_before
 
 
 class NextBlock(Objective):
@@ -27,14 +28,13 @@ class NextBlock(Objective):
     nobody. Without a start the first block is not predicted and has no positions.
     """
 
+    likelihood = "exact"
+
     def training_plan(
         self, embedding: Any, segment: Segment, layout: Layout, last: bool, start: Tensor | None = None
     ) -> TrainingPlan:
-        first = _first_block(embedding)
-        if first >= layout.num_blocks:
-            raise ValueError(
-                f"grid of {segment.modality!r} is {segment.grid}, a single block; with start 'none' it needs two"
-            )
+        check_predicted(embedding, segment, layout)
+        first = first_block(embedding)
         part, places = _positions(embedding, segment, layout, first, layout.num_blocks, start)
         parts = [part]
         elements = layout.block_range(first, layout.num_blocks)
@@ -43,16 +43,24 @@ class NextBlock(Objective):
             predicted = predicted & seen_before(predicted, layout)
         if not last:
             parts.append(_closing(embedding, segment, layout))
-        return TrainingPlan(_closed(parts, layout), places, elements, predicted[:, elements])
+        return TrainingPlan(closed(parts, layout), places, elements, predicted[:, elements])
 
     def known_parts(
         self, embedding: Any, segment: Segment, layout: Layout, blocks: int, start: Tensor | None = None
     ) -> list[Part]:
-        first = _first_block(embedding)
+        first = first_block(embedding)
         parts = [_positions(embedding, segment, layout, first, blocks, start)[0]] if blocks > first else []
         if blocks == layout.num_blocks:  # else drawing the next block reads the last known one, and so commits it
-            parts = _closed([*parts, _closing(embedding, segment, layout)], layout)
+            parts = closed([*parts, _closing(embedding, segment, layout)], layout)
         return parts
+
+    def sampling(self, head: Head, steps: Any, sampler: dict[str, Any] | None) -> dict[str, Any]:
+        for name, value in (("steps", steps), ("sampler", sampler)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} is {value}; next-block prediction draws a block in one pass and takes no {name}"
+                )
+        return {}
 
     def draw(
         self,
@@ -62,20 +70,13 @@ class NextBlock(Objective):
         segment: Segment,
         layout: Layout,
         block: int,
-        steps: int | None = None,
+        known: Tensor | None = None,
         **sampling: Any,
     ) -> Tensor:
-        if steps is not None:
-            raise ValueError(f"steps is {steps}; next-block prediction draws a block in one pass and takes no steps")
         made = [_positions(embedding, segment, layout, block, block + 1, start) for start in decoding.starts]
         hidden = decoding.append(*([part] for part, _ in made))
         places = made[0][1]
         return decoding.sample(head, tuple(states[:, places] for states in hidden), **sampling)
-
-
-def _first_block(embedding: Any) -> int:
-    """The first block that has predicting positions."""
-    return 1 if embedding.start_kind == "none" else 0
 
 
 def _positions(
@@ -87,7 +88,7 @@ def _positions(
     if not len(unread):
         return part, slice(0, part.embeds.shape[1])
     # Block by block, what is shown before what predicts: the order in which drawing appends them.
-    shown = _own_values(embedding, segment, layout, unread, after=1)
+    shown = elements_at(embedding, segment, layout, unread, after=1)
     order = torch.cat([shown.block, part.block]).argsort(stable=True)
     return _merged(shown, part, order), order.argsort()[len(unread) :]
 
@@ -109,7 +110,7 @@ def _predicting(embedding: Any, segment: Segment, layout: Layout, first: int, la
         valid = known | observed[:, places]
         if embedding.start_kind == "none":
             valid = valid & seen_before(observed, layout)[:, places]
-        lead = leading_padding(segment.element_observed, layout) if first == _first_block(embedding) else None
+        lead = leading_padding(segment.element_observed, layout) if first == first_block(embedding) else None
     else:
         coords = coords[:1]  # they are the same for all
     return Part(
@@ -123,23 +124,9 @@ def _predicting(embedding: Any, segment: Segment, layout: Layout, first: int, la
     )
 
 
-def context_part(embedding: Any, segment: Segment, layout: Layout) -> Part:
-    """All positions of a context segment: each holds its own element's value and predicts nothing."""
-    lead = None if segment.observed is None else leading_padding(segment.element_observed, layout)
-    part = _own_values(embedding, segment, layout, slice(0, len(layout)))
-    return _closed([replace(part, single=layout.num_blocks == 1, lead=lead)], layout)[0]
-
-
 def _closing(embedding: Any, segment: Segment, layout: Layout) -> Part:
     """Positions that show the last block, which no predicting position reads, to the segments that follow."""
-    return _own_values(embedding, segment, layout, layout.block_range(layout.num_blocks - 1), after=1)
-
-
-def _own_values(embedding: Any, segment: Segment, layout: Layout, places: slice | Tensor, after: int = 0) -> Part:
-    """Positions that hold the elements at `places` of the generation order, in the block `after` their own."""
-    embeds, known = embedding.context(segment.values, layout, segment.observed, segment.covariates, places)
-    valid = None if segment.observed is None or bool(known.all()) else known
-    return Part(embeds, layout.coords[None, places], layout.block[places] + after, layout.is_sequential, True, valid)
+    return elements_at(embedding, segment, layout, layout.block_range(layout.num_blocks - 1), after=1)
 
 
 def _merged(first: Part, second: Part, order: Tensor) -> Part:
@@ -160,15 +147,3 @@ def _merged(first: Part, second: Part, order: Tensor) -> Part:
         block=torch.cat([first.block, second.block])[order],
         valid=valid,
     )
-
-
-def _closed(parts: list[Part], layout: Layout) -> list[Part]:
-    """Marks the last part as the segment's end."""
-    return [*parts[:-1], replace(parts[-1], closes=(layout.grid[0], layout.num_blocks + 1))]
-
-
-def seen_before(observed: Tensor, layout: Layout) -> Tensor:
-    """[B, N] bool in generation order: whether any element of an earlier block is observed."""
-    count = torch.cat([observed.new_zeros(len(observed), 1, dtype=torch.long), observed.long().cumsum(1)], 1)
-    block_start = torch.searchsorted(layout.block, layout.block)
-    return count[:, block_start] > 0

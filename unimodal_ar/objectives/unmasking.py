@@ -1,0 +1,175 @@
+"""Which masked elements are shown after a denoising pass, and how many.
+
+Shapes: B samples, n elements of a block.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..heads.base import Head
+from ..noise import SampleNoise
+from ..schema import Strict, parse
+
+Curve = Literal["linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Pass `number` of `passes` over a block.
+
+    Attributes:
+        masked: [B, n] bool, what is still hidden.
+        initially: [B] long, how many elements were hidden before the first pass.
+        noise: source of randomness.
+        asked: [B, n], what the sampler asks the head for, of the values drawn in this pass; None: nothing.
+    """
+
+    number: int
+    passes: int
+    masked: Tensor
+    initially: Tensor
+    noise: SampleNoise
+    asked: Tensor | None = None
+
+    def due(self, curve: Curve) -> Tensor:
+        """[B] long: how many to show so that, of all, a linearly or cosinely falling share stays hidden."""
+        left = self.passes - self.number - 1
+        if curve == "linear":  # in whole numbers: one more than is due would already be another distribution
+            hidden = self.initially * left // self.passes
+        else:
+            part = math.cos(math.pi / 2 * (self.number + 1) / self.passes) if left else 0.0
+            hidden = (self.initially * part).floor().long()
+        return self.masked.sum(1) - hidden
+
+    def first(self, scores: Tensor, count: Tensor) -> Tensor:
+        """[B, n] bool: the `count` [B] masked elements of the highest scores [B, n]."""
+        order = scores.masked_fill(~self.masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        return (order.argsort(1) < count[:, None]) & self.masked
+
+
+class Sampler(Strict):
+    """Chooses what is shown. In the last pass that is everything."""
+
+    asks: ClassVar[str | None] = None  # for what the head must be able to tell: "log_prob" or "entropy"
+
+    def shown(self, now: Pass) -> Tensor:
+        """[B, n] bool."""
+        raise NotImplementedError
+
+
+class FirstHitting(Sampler):
+    """Elements in random order, equally many in each pass (or, with curve "cosine", few at first).
+
+    With as many passes as elements, the default, this draws from the model's own distribution exactly: it is the
+    first-hitting sampler (arXiv 2409.02908), whose times a model that is not told of them does not need. order
+    "forward": in the order of the layout instead."""
+
+    kind: Literal["first_hitting"] = "first_hitting"
+    curve: Curve = "linear"
+    order: Literal["random", "forward"] = "random"
+
+    def shown(self, now: Pass) -> Tensor:
+        if self.order == "random":
+            scores = now.noise.uniform(now.masked.shape)
+        else:
+            n = now.masked.shape[1]
+            scores = -torch.arange(n, device=now.masked.device).expand_as(now.masked).double()
+        return now.first(scores, now.due(self.curve))
+
+
+class Ancestral(Sampler):
+    """Each element on its own: from level t to s it is shown with probability (t - s) / t (MDLM, arXiv 2406.07524)."""
+
+    kind: Literal["ancestral"] = "ancestral"
+
+    def shown(self, now: Pass) -> Tensor:
+        return now.masked & (now.noise.uniform(now.masked.shape) < 1 / (now.passes - now.number))
+
+
+class Confidence(Sampler):
+    """The most probable values first, with Gumbel noise on their log-probabilities that `randomness` scales and that
+    fades out (MaskGIT, arXiv 2202.04200, whose numbers are the defaults)."""
+
+    asks = "log_prob"
+
+    kind: Literal["confidence"] = "confidence"
+    curve: Curve = "cosine"
+    randomness: float = Field(4.5, ge=0, allow_inf_nan=False)
+
+    def shown(self, now: Pass) -> Tensor:
+        assert now.asked is not None
+        gumbel = -(-now.noise.uniform(now.masked.shape).log()).log()
+        fade = 1 - (now.number + 1) / now.passes
+        return now.first(now.asked + self.randomness * fade * gumbel, now.due(self.curve))
+
+
+class Threshold(Sampler):
+    """All values at least as probable as `probability`, so that easy blocks take few passes, and at least as many as
+    are due (SDAR, arXiv 2510.06303; Fast-dLLM, arXiv 2505.22618)."""
+
+    asks = "log_prob"
+
+    kind: Literal["threshold"] = "threshold"
+    probability: float = Field(0.9, gt=0, le=1)
+
+    def shown(self, now: Pass) -> Tensor:
+        assert now.asked is not None
+        sure = now.masked & (now.asked >= math.log(self.probability))
+        return sure | now.first(now.asked, now.due("linear"))
+
+
+class EntropyBound(Sampler):
+    """The surest elements, as many as can be drawn independently at little loss: the sum of their entropies without the
+    largest is at most `bound` nats (EB-Sampler, arXiv 2505.24857, equation 8), and at least as many as are due."""
+
+    asks = "entropy"
+
+    kind: Literal["entropy_bound"] = "entropy_bound"
+    bound: float = Field(0.1, ge=0, allow_inf_nan=False)
+
+    def shown(self, now: Pass) -> Tensor:
+        assert now.asked is not None
+        entropy = now.asked.double().masked_fill(~now.masked, torch.inf)
+        ordered, order = entropy.sort(dim=1, stable=True)
+        rest = torch.nn.functional.pad(ordered, (1, -1)).cumsum(1)  # of ordered entropies the last is the largest
+        sure = torch.zeros_like(now.masked).scatter(1, order, rest <= self.bound)
+        return (sure & now.masked) | now.first(-now.asked, now.due("linear"))
+
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "first_hitting": FirstHitting,
+    "ancestral": Ancestral,
+    "confidence": Confidence,
+    "threshold": Threshold,
+    "entropy_bound": EntropyBound,
+}
+
+
+def build_sampler(written: dict[str, Any] | None, head: Head) -> Sampler:
+    """The sampler that `{kind: ..., **options}` describes; None: `FirstHitting`.
+
+    Raises:
+        ValueError: an unknown kind or option, or one that asks the head for what it does not have.
+    """
+    if written is None:
+        return FirstHitting()
+    kind = written.get("kind") if isinstance(written, dict) else None
+    if kind not in list(SAMPLERS):
+        raise ValueError(
+            f"sampler is {written!r}; for mask noise it must be a mapping whose 'kind' is one of {sorted(SAMPLERS)}"
+        )
+    sampler = parse(SAMPLERS[kind], written, "sampler")
+    if sampler.asks is not None and not hasattr(head, sampler.asks):
+        able = [name for name, other in SAMPLERS.items() if other.asks is None or hasattr(head, other.asks)]
+        raise ValueError(
+            f"sampler.kind is {kind!r}, which asks the head for its {sampler.asks}; {type(head).__name__} has none, "
+            f"and goes with {able}"
+        )
+    return sampler
