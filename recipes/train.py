@@ -17,12 +17,13 @@ from transformers.utils import logging
 from .._version import __version__
 from ..adapters import ImageAdapter
 from ..adapters.image import tokenizer_folder
+from ..convert import adapted
 from ..modeling import UnimodalARForGeneration
-from ..saving import check_output, write_whole
+from ..saving import check_output, load_model, write_whole
 from ..training import UnimodalARTrainer
 from ..training.arguments import find_checkpoint, last_checkpoint
 from ..training.data import Evaluator
-from ..training.recipe import Resolved, load_recipe
+from ..training.recipe import Resolved, load_recipe, recipes_writing
 from ..training.schedule import Schedule
 
 
@@ -54,11 +55,13 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
         The folder, or None after a dry run.
 
     Raises:
-        ValueError: the recipe does not hold together (every error is named), the data are too short for it, or the
-            folder already holds a model, or files of the user's that a model would replace.
+        ValueError: the recipe does not hold together (every error is named), the data are too short for it, the
+            folder already holds a model, or files of the user's that a model would replace, or the model to start
+            from is missing or does not fit.
     """
     resolved = Resolved(document)
     output = Path(resolved.recipe.output_dir)
+    _check_source(resolved.recipe.init_from, output)
     if not dry_run:
         _check_output(resolved, output, overwrite)
     evaluator = resolved.evaluator()
@@ -89,13 +92,37 @@ def _check_output(resolved: Resolved, output: Path, overwrite: bool) -> None:
     check_output(output, "output_dir", overwrite, read, [tokenizer_folder(name) for name in paths])
 
 
+def _check_source(folder: str | None, output: Path) -> None:
+    """Raises ValueError where `folder` holds no model to start from."""
+    if folder is None:
+        return
+    if not (Path(folder) / "config.json").is_file():
+        makers = " or ".join(f"`unimodal-ar train {name}`" for name in recipes_writing(folder))
+        hint = f"{makers} makes it" if makers else "it must be a folder that train or convert wrote"
+        raise ValueError(f"init_from is {folder!r}, where there is no model; {hint}")
+    if Path(folder).resolve() == output.resolve():
+        raise ValueError(f"init_from is {folder!r}, the output_dir, too; the new model needs a folder of its own")
+
+
+def _initial(resolved: Resolved) -> UnimodalARForGeneration:
+    """The model before training."""
+    folder = resolved.recipe.init_from
+    if folder is None:
+        return UnimodalARForGeneration(resolved.config)
+    source = load_model(folder, "cpu")
+    try:
+        return adapted(source, resolved.config)
+    except ValueError as error:
+        raise ValueError(f"init_from is {folder!r}: {error}") from None
+
+
 def _fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, **changes: Any) -> UnimodalARTrainer:
-    """Trains from scratch, or on from `checkpoint`."""
+    """Trains from the beginning, or on from `checkpoint`."""
     recipe = resolved.recipe
     arguments = resolved.training_arguments(checkpoints, **changes)
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # of reading and writing files; that of training stays
-    model = UnimodalARForGeneration(resolved.config)
+    model = UnimodalARForGeneration(resolved.config) if checkpoint else _initial(resolved)
     data_train, data_validation = resolved.data.train(), resolved.data.validation()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from scipy import stats
 from torch import Tensor
 
 from unimodal_ar import Layout, Segment, UnimodalARConfig, UnimodalARForGeneration
+from unimodal_ar.objectives.noise import Noisy
+from unimodal_ar.sequence import Inputs
 
 P_VALUE = 1e-4  # a goodness-of-fit test with a fixed seed fails below it
 WIDTH = 32
@@ -100,6 +103,11 @@ def codes(
     } | more
 
 
+def diffusion(noise: str, **options: Any) -> dict[str, Any]:
+    """What makes a modality's objective block diffusion."""
+    return {"objective": {"kind": "block_diffusion", "noise": noise, **options}}
+
+
 def label(vocab_size: int = 5, **more: Any) -> dict[str, Any]:
     """A modality that is only ever context."""
     return {"element": {"kind": "discrete", "vocab_size": vocab_size}, "grid": (1, 1, 1)} | more
@@ -118,6 +126,50 @@ def hidden_states(model: Any) -> Iterator[list[Tensor]]:
         yield states
     finally:
         hook.remove()
+
+
+@contextmanager
+def backbone_inputs(model: Any) -> Iterator[list[Inputs]]:
+    """Collects what the backbone is called with, call by call."""
+    inputs: list[Inputs] = []
+    hook = model.backbone.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    try:
+        yield inputs
+    finally:
+        hook.remove()
+
+
+def made_noise(noise: str, values: Tensor, layout: Layout, seed: int = 0) -> Noisy:
+    """Noise on vectors [B, N, D] that has nothing to do with them: some are masked, or every block has a time."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, n, _ = values.shape
+    drawn = torch.randn(values.shape, generator=generator)
+    if noise == "mask":
+        masked = torch.rand(rows, n, generator=generator) < 0.5
+        return Noisy(drawn, masked=masked, weights=masked.float())
+    level = torch.rand(rows, layout.num_blocks, generator=generator)[:, layout.block]
+    return Noisy(drawn, level=level, targets=torch.randn(values.shape, generator=generator))
+
+
+def lengthened(noisy: Noisy, extra: int) -> Noisy:
+    """Noise with `extra` places in front of which nothing is known."""
+    longer = {
+        name: torch.cat([torch.zeros(len(x), extra, *x.shape[2:], dtype=x.dtype), x], 1)
+        for name, x in vars(noisy).items()
+        if x is not None
+    }
+    return replace(noisy, **longer)
+
+
+@contextmanager
+def noise_as(model: Any, noisy: Noisy, name: str = "x") -> Iterator[None]:
+    """In place of the noise that a forward pass would draw."""
+    noise = model.objectives[name].noise
+    noise.add = lambda segment, layout, training: noisy
+    try:
+        yield
+    finally:
+        del noise.add
 
 
 def predicting(layout: Layout, first: int = 0) -> list[int]:

@@ -213,10 +213,9 @@ def test_temperature_zero_is_deterministic(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_guidance_one_is_none_and_zero_leaves_the_context_out(kind: str) -> None:
     head, hidden, free = build(kind), some_hidden(3, 2), some_hidden(3, 2, seed=6)
-    close = {"rtol": 1e-3, "atol": 1e-3}
     guided = [head.sample_guided(hidden, free, scale, generator=noise(3)) for scale in (0.0, 1.0, 2.0)]
-    torch.testing.assert_close(guided[0], head.sample(free, noise(3)), **close)
-    torch.testing.assert_close(guided[1], head.sample(hidden, noise(3)), **close)
+    torch.testing.assert_close(guided[0], head.sample(free, noise(3)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(guided[1], head.sample(hidden, noise(3)), rtol=1e-3, atol=1e-3)
     assert not torch.isclose(guided[2], 2 * guided[1] - guided[0], rtol=1e-2).all()  # it acts inside, not at the end
 
 
@@ -280,8 +279,8 @@ def trained() -> Any:
 
 def test_samples_follow_the_data(trained: Any) -> None:
     floor = floors()
-    for sampling in ({}, {"head_steps": 100}):
-        reached = distances(trained, **sampling)
+    for steps in (None, 100):
+        reached = distances(trained, head_steps=steps)
         assert all(distance <= 3 * least for distance, least in zip(reached, floor, strict=True)), (reached, floor)
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .bd3lm import convert_bd3lm, load_bd3lm
+from .block_diffusion import adapted, convert_to_block_diffusion
 from .llamagen import convert_llamagen, load_llamagen
 from .rar import convert_rar, load_rar
 from .timer import convert_timer, load_timer
 from .weights import load, read_weights, rename
 
 CONVERTERS: dict[str, Callable[..., Any]] = {
+    "bd3lm": load_bd3lm,
     "llamagen": load_llamagen,
     "rar": load_rar,
     "timer": load_timer,
@@ -22,10 +25,14 @@ CONVERTERS: dict[str, Callable[..., Any]] = {
 
 __all__ = [
     "CONVERTERS",
+    "adapted",
+    "convert_bd3lm",
     "convert_llamagen",
     "convert_rar",
     "convert_timer",
+    "convert_to_block_diffusion",
     "load",
+    "load_bd3lm",
     "load_llamagen",
     "load_rar",
     "load_timer",

@@ -26,7 +26,8 @@ DEFAULT_STEPS = 20
 
 
 class FlowSampler(Strict):
-    """kind: "euler" (one pass per step) or "heun" (two, but for the last step). shift: above 1, more of the steps go to
+    """kind: "euler" (one pass per step) or "heun" (two; of an odd number of passes the first is an Euler step, because
+    where all is noise the path is straightest). shift: above 1, more of the steps go to
     much noise: t becomes shift t / (1 + (shift - 1) t) (arXiv 2403.03206, section 5.3.2)."""
 
     kind: Literal["euler", "heun"] = "euler"
@@ -88,7 +89,8 @@ class GaussianNoise(Noise):
         for name, value in sampling.items():
             raise ValueError(f"{name} is {value}; under Gaussian noise it has no effect")
         noise = (temperature * normal(values.shape, generator, values.device)).to(values.dtype)
-        times = sampler.times(DEFAULT_STEPS if steps is None else steps.at(decoding.progress))
+        passes = DEFAULT_STEPS if steps is None else steps.at(decoding.progress)
+        times = sampler.times(passes)
         fixed = known[..., None]
 
         def velocity(x: Tensor, t: float) -> Tensor:
@@ -97,12 +99,11 @@ class GaussianNoise(Noise):
             return head.mean(decoding.guide(restore(Noisy(x, level=level)))).to(x.dtype)
 
         x = noise
-        for t, following in pairwise(times):
+        for number, (t, following) in enumerate(pairwise(times)):
             slope = velocity(x, t)
-            ahead = x + (following - t) * slope
-            if sampler.kind == "heun" and following > 0:
-                ahead = x + (following - t) * (slope + velocity(ahead, following)) / 2
-            x = ahead
+            if sampler.kind == "heun" and not (number == 0 and passes % 2):
+                slope = (slope + velocity(x + (following - t) * slope, following)) / 2
+            x = x + (following - t) * slope
         return torch.where(fixed, values, x)
 
 

@@ -6,6 +6,7 @@ Shapes: B examples, N elements of a segment, n of a block.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,13 +73,16 @@ class MaskNoise(Noise):
         initially, n = masked.sum(1), masked.shape[1]
         passes = n if steps is None else min(steps.at(before), n)
         for number in range(passes):
+            # A stream for each pass: whether it is run depends on the other samples, too.
+            now = Pass(number, passes, masked, initially, generator.child())
             if not bool(masked.any()):
                 break
+            if sampler.is_idle(now):
+                continue
             decoding.progress = before + share * number / passes
             hidden = restore(Noisy(values, masked=masked))
-            drawn = decoding.sample(head, hidden, generator=generator, **sampling).to(values.dtype)
-            asked = self._asked(sampler, decoding, head, hidden, drawn)
-            shown = sampler.shown(Pass(number, passes, masked, initially, generator, asked))
+            drawn = decoding.sample(head, hidden, generator=now.noise, **sampling).to(values.dtype)
+            shown = sampler.shown(replace(now, asked=self._asked(sampler, decoding, head, hidden, drawn)))
             values = torch.where(shown if values.dim() == 2 else shown[..., None], drawn, values)
             masked = masked & ~shown
         return values

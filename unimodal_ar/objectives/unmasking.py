@@ -59,12 +59,25 @@ class Sampler(Strict):
 
     asks: ClassVar[str | None] = None  # for what the head must be able to tell: "log_prob" or "entropy"
 
+    def is_idle(self, now: Pass) -> bool:
+        """Whether nothing is to be shown of any sample, so that the pass need not be run. (Its `asked` is None yet.)"""
+        return False
+
     def shown(self, now: Pass) -> Tensor:
         """[B, n] bool."""
         raise NotImplementedError
 
 
-class FirstHitting(Sampler):
+class Scheduled(Sampler):
+    """Chooses as many as a curve says."""
+
+    curve: Curve
+
+    def is_idle(self, now: Pass) -> bool:
+        return not bool(now.due(self.curve).any())
+
+
+class FirstHitting(Scheduled):
     """Elements in random order, equally many in each pass (or, with curve "cosine", few at first).
 
     With as many passes as elements, the default, this draws from the model's own distribution exactly: it is the
@@ -93,7 +106,7 @@ class Ancestral(Sampler):
         return now.masked & (now.noise.uniform(now.masked.shape) < 1 / (now.passes - now.number))
 
 
-class Confidence(Sampler):
+class Confidence(Scheduled):
     """The most probable values first, with Gumbel noise on their log-probabilities that `randomness` scales and that
     fades out (MaskGIT, arXiv 2202.04200, whose numbers are the defaults)."""
 

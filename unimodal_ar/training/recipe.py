@@ -69,6 +69,8 @@ class Recipe(Strict):
     Args:
         seed: of weights, data order and sampling.
         output_dir: where the model, its adapters, the resolved recipe and the evaluation go.
+        init_from: folder of a trained model whose weights training starts from; None: random ones. Its modalities may
+            go from next-block to block diffusion (see `convert.adapted`); else model and weights must fit.
         model, adapters, data: see their schemas.
         training: `transformers.TrainingArguments` by name.
         schedule: what changes while the model trains, see `schedule.Schedule`.
@@ -79,6 +81,7 @@ class Recipe(Strict):
 
     seed: NonNegativeInt = 0
     output_dir: str
+    init_from: str | None = None
     model: ModelSection
     adapters: dict[str, dict[str, Any]]
     data: dict[str, Any]
@@ -171,6 +174,11 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     for override in overrides:
         _override(document, override)
     return document
+
+
+def recipes_writing(folder: str) -> list[str]:
+    """Names of the shipped recipes whose model goes to `folder`."""
+    return [name for name in shipped_recipes() if Path(load_recipe(name)["output_dir"]) == Path(folder)]
 
 
 def shipped_recipes() -> list[str]:
