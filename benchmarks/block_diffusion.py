@@ -1,7 +1,7 @@
 """What block diffusion costs: training with two streams, and drawing with and without the KV cache.
 
     python benchmarks/block_diffusion.py
-    python benchmarks/block_diffusion.py --device cuda --dtype bfloat16 --attention flex_attention --width 1024 --layers 24
+    python benchmarks/block_diffusion.py --device cuda --dtype bfloat16 --attention flex_attention --width 1024
 
 Training: a step of next-token prediction, and one of block diffusion of equal length, by the same native decoder; peak
 memory of each in a process of its own. Drawing: the same elements in the same number of denoising passes, over the

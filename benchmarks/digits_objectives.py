@@ -104,6 +104,7 @@ def fit(name: str, args: argparse.Namespace, folder: Path) -> tuple[Generator, s
     if not (folder / "config.json").exists():
         size = [f"{BODY}.hidden_size={args.width}", f"{BODY}.num_hidden_layers={args.layers}"]
         common = [*size, f"training.num_train_epochs={args.epochs}", "early_stopping=0", "evaluation.samples=0"]
+        common.append("evaluation.guidance_scale=1")
         document = load_recipe("next_token/digits", [*common, *METHODS[name], f"output_dir={json.dumps(str(folder))}"])
         start = time.perf_counter()
         train(document)

@@ -102,7 +102,7 @@ def test_labels_by_name_or_number(folder: Path, capsys: pytest.CaptureFixture[st
         (["--guidance-scale", "nan"], "guidance_scale is nan; it must be a number >= 0"),
         (["--top-k", "0"], "top_k is 0; it must be an integer >= 1"),
         (["--top-p", "1.5"], "top_p is 1.5; it must lie in (0, 1]"),
-        (["--steps", "0"], "steps is 0; it must be an integer >= 1"),
+        (["--steps", "0"], "--steps is 0; it must be an integer >= 1, or FIRST,LAST"),
         (["--out", "x.jpg"], "--out is 'x.jpg'; it must end in .png"),
         (["--out", "nodir/x.png"], "--out is 'nodir/x.png'; its folder 'nodir' must be there"),
         (["--out", "folder.png"], "--out is 'folder.png', which is a folder"),
@@ -142,7 +142,7 @@ def test_a_bad_request_is_told_before_the_model_is_looked_at(
         (["--context", "label=\u0662"], "label is '\u0662'; this adapter knows the classes 0..2"),  # an Arabic 2
         (["--context", "label=0,1,2"], "label has 3 values and n is 16"),
         (["--context", "label=1", "--target", "label"], "target is 'label'; it must be one of ['image']"),
-        (["--context", "label=1", "--steps", "3"], "steps is 3; next-block prediction draws a block in one pass"),
+        (["--context", "label=1", "--steps", "3"], "--steps is 3; next-block prediction draws a block in one pass"),
         (["--device", "foo"], "--device is 'foo'; it must be one of ['cpu'"),
     ],
 )

@@ -672,7 +672,8 @@ def test_training_writes_a_folder_that_can_be_used(tmp_path: Path) -> None:
     assert len(saved["adapters"]["image"]["elements"]["palette"]) == 12
     assert saved["evaluation"] == {
         **{"bits_per_dimension": True, "samples": 6, "guidance_scale": 2.0, "batch_size": 2},
-        **{"temperature": 1.0, "top_k": None, "top_p": None},
+        **{"temperature": 1.0, "top_k": None, "top_p": None, "steps": None, "head_steps": None, "sampler": None},
+        "likelihood_draws": 16,
     }
     again = train(load_recipe(folder / "recipe.yaml", [f"output_dir={tmp_path / 'again'}"]))
     assert again is not None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .adapters import AutoAdapter, Series, TimeSeriesAdapter, last_steps, read_series, stack_series
+from .heads import Head
 from .layout import ORDERS, Layout
 from .modality import ModalityOptions
 from .modeling import UnimodalARForGeneration
@@ -170,8 +171,9 @@ class Forecaster:
 
     @property
     def is_point(self) -> bool:
-        """Whether the head gives a single value and no spread."""
-        return cast(Any, self.model.heads[self.adapter.modality]).is_point
+        """Whether the model gives a single value and no spread."""
+        name = self.adapter.modality
+        return self.model.objectives[name].is_point(type(cast(Head, self.model.heads[name])))
 
     def predict(
         self,
@@ -182,6 +184,9 @@ class Forecaster:
         *,
         seed: int = 0,
         temperature: float = 1.0,
+        steps: int | Sequence[int] | None = None,
+        head_steps: int | Sequence[int] | None = None,
+        sampler: dict[str, Any] | None = None,
         batch_size: int | None = None,
         **reading: Any,
     ) -> Forecast:
@@ -195,12 +200,14 @@ class Forecaster:
             num_samples: S, sample paths per series, from which mean and quantiles are taken.
             seed: path s of a series depends on (seed, s) and the series alone, not on the others or on their order.
             temperature: 0 collapses the paths onto the centre.
+            steps, head_steps, sampler: as in the model's `generate`, for block diffusion and for heads that draw in
+                several steps; None: as its generation_config says.
             batch_size: series at a time; None: so many that there are about 1,000 paths.
             reading: for tables, the arguments of `read_series` (time, item, target, known, past, freq, on_irregular).
 
         Raises:
             ValueError: horizon < 1, a series of nothing but NaN, covariates that do not reach the horizon, quantiles
-                of a model that gives points; the message names the series.
+                of a model that gives points, steps of one that has none; the message names the series or the argument.
         """
         horizon, num_samples = positive_int("horizon", horizon), positive_int("num_samples", num_samples)
         levels = self._levels(quantile_levels)
@@ -208,12 +215,14 @@ class Forecaster:
         paths_each = 1 if self.is_point or temperature == 0 else num_samples
         batch_size = max(1, 1024 // paths_each) if batch_size is None else positive_int("batch_size", batch_size)
         samples = np.full((len(items), paths_each, horizon), np.nan)
+        sampling = {"temperature": temperature, "steps": steps, "head_steps": head_steps, "sampler": sampler}
         # Series of about equal length share a batch, so that little is computed on padding.
         order = sorted(range(len(items)), key=lambda i: len(items[i].values))
         for start in range(0, len(items), batch_size):
             rows = order[start : start + batch_size]
             noise = SampleNoise(seed, torch.arange(paths_each, device=self.model.device).repeat(len(rows)))
-            samples[rows] = self._paths([items[row] for row in rows], horizon, paths_each, noise, temperature)
+            batch = [items[row] for row in rows]
+            samples[rows] = self._paths(batch, horizon, paths_each, sampling | {"generator": noise})
         quantiles = None if levels is None else np.quantile(samples, levels, axis=1).swapaxes(0, 1)
         return Forecast(samples.mean(1), quantiles, levels, samples, items)
 
@@ -236,7 +245,8 @@ class Forecaster:
         for name in reading:
             legal = set(inspect.signature(read_series).parameters) - {"source"}
             if name not in legal:
-                raise ValueError(unknown_key(name, legal, "predict"))
+                own = set(inspect.signature(self.predict).parameters) - {"reading"}
+                raise ValueError(unknown_key(name, legal | own, "predict"))
         ready = isinstance(source, list) and source and all(isinstance(item, Series) for item in source)
         items = source if ready else read_series(source, **reading)
         options = self.adapter.options
@@ -262,9 +272,7 @@ class Forecaster:
                 )
         return items
 
-    def _paths(
-        self, items: list[Series], horizon: int, num_samples: int, noise: SampleNoise, temperature: float
-    ) -> np.ndarray:
+    def _paths(self, items: list[Series], horizon: int, num_samples: int, sampling: dict[str, Any]) -> np.ndarray:
         """[B, S, H] sample paths of one batch."""
         past = stack_series([item.values for item in items])
         known, past_only = self._covariates(items, past.shape[1], horizon)
@@ -275,7 +283,7 @@ class Forecaster:
         drawn: list[Tensor] = []
         for done in range(0, horizon, room):
             repeats = 1 if drawn else num_samples
-            drawn.append(self._chunk(past, min(room, horizon - done), known, past_only, repeats, noise, temperature))
+            drawn.append(self._chunk(past, min(room, horizon - done), known, past_only, repeats, sampling))
             past = torch.cat([past.repeat_interleave(repeats, 0), drawn[-1]], 1)
             known = None if known is None else known.repeat_interleave(repeats, 0)
             if past_only is not None:  # what was drawn has none
@@ -290,8 +298,7 @@ class Forecaster:
         known: Tensor | None,
         past_only: Tensor | None,
         repeats: int,
-        noise: SampleNoise,
-        temperature: float,
+        sampling: dict[str, Any],
     ) -> Tensor:
         """[B * repeats, size] float64: the next `size` steps in one generation."""
         patch = self.adapter.options.patch
@@ -314,9 +321,8 @@ class Forecaster:
             self.adapter.modality,
             given=given,
             num_samples=repeats,
-            temperature=temperature,
-            generator=noise,
             known_blocks=length // step,
+            **sampling,
         )
         return self.adapter.decode(drawn.to("cpu"))[:, length : length + size]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -111,7 +111,9 @@ class Generator:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        steps: int | None = None,
+        steps: int | Sequence[int] | None = None,
+        head_steps: int | Sequence[int] | None = None,
+        sampler: dict[str, Any] | None = None,
         seed: int = 0,
         given: Any = None,
         mask: Any = None,
@@ -123,8 +125,8 @@ class Generator:
         Args:
             n: how many.
             target: the modality to draw; may be left out where the model generates only one.
-            guidance_scale, guidance_schedule, temperature, top_k, top_p, steps: as in the model's `generate`; None: as
-                its generation_config says.
+            guidance_scale, guidance_schedule, temperature, top_k, top_p, steps, head_steps, sampler: as in the model's
+                `generate`; None: as its generation_config says (the sampling that the recipe's evaluation showed).
             seed: sample i depends on (seed, i) and its own context alone, not on n or batch_size (up to the rounding
                 of matrix products, which may differ between batch sizes).
             given: an image to complete (inpainting, outpainting), anything its adapter's `encode` takes; or a list of
@@ -134,8 +136,8 @@ class Generator:
             mask: goes with `given`: which pixels to draw anew, a bool array or tensor [H, W] (True: draw), or an image
                 or its path (white: draw, black: keep, the convention of diffusers; without transparency). It is as
                 large as the model's images, or as the given image, with which it is then resized and cropped. An
-                element is drawn whole where any of its pixels is to be drawn. What can be kept depends on the order:
-                under a random one anything, else whole leading blocks.
+                element is drawn whole where any of its pixels is to be drawn. Under block diffusion anything can be
+                kept, and under a random order; under next-block with another order, whole leading blocks.
             batch_size: samples at a time.
             context: by modality, one raw value for all samples, or a list of m, of which each is used for n / m
                 samples, side by side: `label=[0, 1, 2], n=6` draws 0, 0, 1, 1, 2, 2. Every modality that came before
@@ -159,6 +161,8 @@ class Generator:
                     given=None if known is None else known.select(samples),
                     num_samples=1 if segments or known is not None else len(samples),
                     steps=steps,
+                    head_steps=head_steps,
+                    sampler=sampler,
                     temperature=temperature,
                     top_k=top_k,
                     top_p=top_p,

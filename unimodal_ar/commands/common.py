@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +47,58 @@ def load_quietly(kind: Any, model: str, device: Any) -> Any:
 
     logging.disable_progress_bar()
     return kind.from_pretrained(model, device=device)
+
+
+def add_steps(option: Callable[..., Any]) -> None:
+    """The options of models that draw in several passes; `step_options` reads them."""
+    counts = "N|FIRST,LAST"
+    option("--steps", metavar=counts, help="denoising passes per block, for block diffusion; FIRST,LAST: changing")
+    option("--head-steps", metavar=counts, help="evaluations of a head that draws in several (flow, diffusion)")
+    option(
+        "--sampler",
+        metavar="KIND[,KEY=VALUE...]",
+        help="how block diffusion goes from pass to pass: threshold,probability=0.95 say, or heun",
+    )
+
+
+def step_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`steps`, `head_steps` and `sampler` as `generate` takes them; raises ValueError where one cannot be read."""
+    counts = {name: _count(arguments, name) for name in ("steps", "head_steps")}
+    return {**counts, "sampler": None if arguments.sampler is None else _sampler(arguments.sampler)}
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Lets errors about `step_options` name the option, not the argument."""
+    try:
+        yield
+    except ValueError as error:
+        name, rest = re.match(r"(\w*)(.*)", str(error), re.DOTALL).groups()  # type: ignore[union-attr]
+        if name not in ("steps", "head_steps", "sampler"):
+            raise
+        raise ValueError(f"--{name.replace('_', '-')}{rest}") from error
+
+
+def _count(arguments: argparse.Namespace, name: str) -> int | list[int] | None:
+    text = getattr(arguments, name)
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) > 2 or not all(part.isascii() and part.isdecimal() and int(part) for part in parts):
+        raise ValueError(
+            f"--{name.replace('_', '-')} is {text}; it must be an integer >= 1, or FIRST,LAST, two of them with a "
+            "comma between"
+        )
+    counts = [int(part) for part in parts]
+    return counts if len(counts) > 1 else counts[0]
+
+
+def _sampler(text: str) -> dict[str, Any]:
+    kind, *settings = text.split(",")
+    sampler: dict[str, Any] = {"kind": kind}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or key in sampler:
+            raise ValueError(f"--sampler is {text!r}; it must be KIND[,KEY=VALUE...] with each KEY once")
+        sampler[key] = value  # the sampler's schema makes a number of it
+    return sampler

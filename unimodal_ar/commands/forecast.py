@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import check_model, check_output, load_quietly, usable_device
+from .common import add_steps, check_model, check_output, load_quietly, naming_options, step_options, usable_device
 
 if TYPE_CHECKING:
     from ..adapters import Series
@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     option("--plot", metavar="PNG", help="also draw the first series and their forecasts (.png, .svg, .pdf)")
     option("--quantiles", type=_floats, metavar="Q,Q,...", help="quantile levels (default 0.05 to 0.95)")
     option("--num-samples", type=int, default=100, metavar="S", help="sample paths per series (default 100)")
+    add_steps(option)
     option("--seed", type=int, default=0)
     option("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     columns = command.add_argument_group(
@@ -55,12 +56,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     out, plot = Path(arguments.out), Path(arguments.plot) if arguments.plot else None
     _check_request(arguments, out, plot)
+    steps = step_options(arguments)
     device = usable_device(arguments.device)
     series = _read(arguments)
     forecaster = load_quietly(Forecaster, arguments.model, device)
-    forecast = forecaster.predict(
-        series, arguments.horizon, arguments.quantiles, arguments.num_samples, seed=arguments.seed
-    )
+    levels, count = arguments.quantiles, arguments.num_samples
+    with naming_options():
+        forecast = forecaster.predict(series, arguments.horizon, levels, count, seed=arguments.seed, **steps)
     _write(forecast, out, plot)
     print(f"Wrote {len(series)} forecasts of {arguments.horizon} steps to {out}")
     if plot:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import check_model, check_output, load_quietly, usable_device
+from .common import add_steps, check_model, check_output, load_quietly, naming_options, step_options, usable_device
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     option("--temperature", type=float, metavar="T", help="0: the most probable; 1: the model's distribution")
     option("--top-k", type=int, metavar="K", help="only the K most probable codes")
     option("--top-p", type=float, metavar="P", help="only the most probable codes that reach probability P")
-    option("--steps", type=int, metavar="N", help="denoising passes per block, for models that have them")
+    add_steps(option)
     option("--seed", type=int, default=0, help="sample i depends on it and i alone (default 0)")
     option("--batch-size", type=int, default=64, metavar="B", help="samples at a time (default 64)")
     option("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
@@ -53,24 +53,25 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..pipelines import Generator
 
-    out = Path(arguments.out)
+    out, steps = Path(arguments.out), step_options(arguments)
     _check_request(arguments, out)
     device = usable_device(arguments.device)
     generator = load_quietly(Generator, arguments.model, device)
-    samples = generator.generate(
-        arguments.n,
-        arguments.target,
-        guidance_scale=arguments.guidance_scale,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        steps=arguments.steps,
-        seed=arguments.seed,
-        given=arguments.given,
-        mask=arguments.mask,
-        batch_size=arguments.batch_size,
-        **_contexts(arguments, generator),
-    )
+    with naming_options():
+        samples = generator.generate(
+            arguments.n,
+            arguments.target,
+            guidance_scale=arguments.guidance_scale,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+            given=arguments.given,
+            mask=arguments.mask,
+            batch_size=arguments.batch_size,
+            **steps,
+            **_contexts(arguments, generator),
+        )
     samples.save(out)
     print(f"Wrote {arguments.n} samples to {out}")
 
@@ -83,7 +84,7 @@ def _check_request(arguments: argparse.Namespace, out: Path) -> None:
     for name in ("n", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
-    names = ("guidance_scale", "temperature", "steps")
+    names = ("guidance_scale", "temperature")
     UnimodalARGenerationConfig().updated(**{name: getattr(arguments, name) for name in names})
     check_truncation(arguments.top_k, arguments.top_p)
     if out.suffix.lower() != ".png":

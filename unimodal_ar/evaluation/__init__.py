@@ -16,10 +16,16 @@ from unimodal_ar.evaluation.forecast import (
     weighted_quantile_loss,
 )
 from unimodal_ar.evaluation.frechet import format_metrics, frechet_distance, image_metrics
-from unimodal_ar.evaluation.likelihood import bits_per_dimension, nats_per_dimension
+from unimodal_ar.evaluation.likelihood import (
+    Likelihood,
+    bits_per_dimension,
+    nats_per_dimension,
+    negative_log_likelihood,
+)
 from unimodal_ar.evaluation.plots import Panel, plot_forecast, plot_panels
 
 __all__ = [
+    "Likelihood",
     "Panel",
     "bits_per_dimension",
     "coverage",
@@ -33,6 +39,7 @@ __all__ = [
     "mase",
     "mse",
     "nats_per_dimension",
+    "negative_log_likelihood",
     "plot_forecast",
     "plot_panels",
     "repeat_last",

@@ -30,14 +30,16 @@ def rolling_evaluation(
     season: int,
     num_samples: int = 100,
     seed: int = 0,
+    **sampling: Any,
 ) -> Rows:
     """Metrics of the model, of repeat-last and of seasonal-naive on the same windows; see `RollingEvaluation`.
+    `sampling` is what `Forecaster.predict` takes besides (temperature, steps, head_steps, sampler).
 
     Returns:
         method -> metric -> value, see `evaluate`; pooled over series and windows.
     """
     rolling = RollingEvaluation(series, train_stop, test_start, horizon, stride, season, forecaster.lookback)
-    model = rolling.model(forecaster, num_samples, seed)
+    model = rolling.model(forecaster, num_samples, seed, **sampling)
     return {"unimodal_ar": model, **rolling.baselines(forecaster.is_point)}
 
 
@@ -112,11 +114,11 @@ class RollingEvaluation:
                 raise ValueError(f"{name}: {error}") from None
         return rows
 
-    def model(self, forecaster: Forecaster, num_samples: int = 100, seed: int = 0) -> dict[str, float]:
-        """Metrics of the model, which must see `lookback` steps."""
+    def model(self, forecaster: Forecaster, num_samples: int = 100, seed: int = 0, **sampling: Any) -> dict[str, float]:
+        """Metrics of the model, which must see `lookback` steps; `sampling` as in `rolling_evaluation`."""
         return self._evaluate(
             [
-                _model(forecaster, item, test, len(past), self.horizon, self.stride, num_samples, seed)
+                _model(forecaster, item, test, len(past), self.horizon, self.stride, num_samples, seed=seed, **sampling)
                 for (item, _, test), past in zip(self.items, self.pasts, strict=True)
             ]
         )
@@ -159,11 +161,19 @@ def _time(item: Series, step: int) -> Any:
 
 
 def _model(
-    forecaster: Forecaster, item: Series, test: int, count: int, horizon: int, stride: int, num_samples: int, seed: int
+    forecaster: Forecaster,
+    item: Series,
+    test: int,
+    count: int,
+    horizon: int,
+    stride: int,
+    num_samples: int,
+    **sampling: Any,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     bare = Series(item.values, item.item_id, known=item.known, past=item.past)  # times would only cost time here
     windows = [window(bare, test + i * stride, horizon, forecaster.lookback) for i in range(count)]
-    forecast = forecaster.predict(windows, horizon, None if forecaster.is_point else LEVELS, num_samples, seed=seed)
+    levels = None if forecaster.is_point else LEVELS
+    forecast = forecaster.predict(windows, horizon, levels, num_samples, **sampling)
     return forecast.mean, forecast.quantiles
 
 

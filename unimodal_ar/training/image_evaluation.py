@@ -10,29 +10,33 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from ..adapters import ImageAdapter, LabelAdapter
 from ..configuration import UnimodalARConfig
-from ..evaluation.likelihood import bits_per_dimension, nats_per_dimension
+from ..evaluation.likelihood import DRAWS, negative_log_likelihood
 from ..heads import HEADS
 from ..modality import ModalityOptions
 from ..modeling import UnimodalARForGeneration
-from ..objectives import OBJECTIVES, NextBlock
 from ..pipelines import Generator
-from ..schema import Strict
+from .sampling import SamplingOptions, adopt, check_sampling
 
 PICTURE = "samples.png"
 
 
-class ImageEvaluation(Strict):
+class ImageEvaluation(SamplingOptions):
     """What is computed of a trained model.
 
     Args:
-        bits_per_dimension: the test part's negative log2 likelihood per pixel and channel, exact. For vectors, whose
-            density is no probability, it is nats_per_dimension in its place; nothing where there is no likelihood.
+        bits_per_dimension: the test part's negative log2 likelihood per pixel and channel. For vectors, whose density
+            is no probability, it is nats_per_dimension in its place; nothing where there is no likelihood. Exact under
+            next-block. Under block diffusion with mask noise it is an upper bound, and called so
+            (bits_per_dimension_bound), estimated from random masks, with the standard error that these leave.
+        likelihood_draws: masks of every image for that estimate.
         samples: how many images are drawn for samples.png, the classes in order, equally many of each; 0: none.
-        guidance_scale, temperature, top_k, top_p: of these samples, see the model's `generate`.
+        guidance_scale, temperature, top_k, top_p, steps, head_steps, sampler: of these samples, see the model's
+            `generate`. They become the model's defaults.
         batch_size: images at a time, of both.
     """
 
     bits_per_dimension: bool = True
+    likelihood_draws: int = Field(DRAWS, ge=2)
     samples: NonNegativeInt = 100
     guidance_scale: NonNegativeFloat = 1.0
     temperature: NonNegativeFloat = 1.0
@@ -50,7 +54,7 @@ class SamplesAndLikelihood:
 
     Raises:
         ValueError: no test images where they are needed, guidance of a model that is not trained for it, truncation
-            where there are no codes to truncate.
+            where there are no codes to truncate, steps or a sampler that objective or head do not have.
     """
 
     def __init__(
@@ -75,15 +79,17 @@ class SamplesAndLikelihood:
         for name in ("top_k", "top_p"):
             if getattr(evaluation, name) is not None and adapter.element["kind"] != "discrete":
                 raise ValueError(f"evaluation.{name} is {getattr(evaluation, name)}; it truncates codes, not vectors")
+        check_sampling(evaluation, config, adapter.modality)
 
     def run(self, model: UnimodalARForGeneration, folder: Path) -> dict[str, Any]:
-        """Writes samples.png and returns {"bits_per_dimension": x, "test_images": n}, as far as asked for."""
+        """Writes samples.png and generation_config.json, and returns {"bits_per_dimension": x, "test_images": n}, as
+        far as asked for."""
         found: dict[str, Any] = {}
         if self.evaluation.bits_per_dimension:
             found = self._likelihood(model)
-            told = [f"{value:.4f} {name.replace('_', ' ')}" for name, value in found.items()]
-            print(f"\nTest part, {len(self.test)} images: {told[0] if told else 'this model has no likelihood'}")
+            print(f"\nTest part, {len(self.test)} images: {_told(found)}")
             found["test_images"] = len(self.test)
+        adopt(self.evaluation, model, folder)
         if self.evaluation.samples:
             self._draw(model, folder / PICTURE)
         return found
@@ -91,8 +97,13 @@ class SamplesAndLikelihood:
     def _likelihood(self, model: UnimodalARForGeneration) -> dict[str, float]:
         if not self.has_likelihood:
             return {}
-        measure = bits_per_dimension if self.adapter.element["kind"] == "discrete" else nats_per_dimension
-        return {measure.__name__: measure(model, self._batches(), self.adapter.dimensions)}
+        found = negative_log_likelihood(
+            model, self._batches(), self.adapter.dimensions, self.evaluation.likelihood_draws
+        )
+        codes = self.adapter.element["kind"] == "discrete"
+        name, value, error = ("bits", found.bits, found.bits_error) if codes else ("nats", found.nats, found.error)
+        name = f"{name}_per_dimension"
+        return {name: value} if found.exact else {f"{name}_bound": value, f"{name}_bound_error": error}
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         size = self.evaluation.batch_size
@@ -106,7 +117,6 @@ class SamplesAndLikelihood:
             classes = self.label.element["vocab_size"]
             arguments[self.label.modality] = [i * classes // e.samples for i in range(e.samples)]
         generator = Generator(model, [adapter for adapter in (self.label, self.adapter) if adapter is not None])
-        arguments |= {name: getattr(e, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
         samples = generator.generate(
             e.samples, self.adapter.modality, seed=self.seed, batch_size=e.batch_size, **arguments
         )
@@ -115,6 +125,15 @@ class SamplesAndLikelihood:
 
 def _has_likelihood(options: ModalityOptions) -> bool:
     """Whether the model gives the likelihood of a whole image (see `evaluation.likelihood`)."""
-    head, objective = dict(options.head or {}), dict(options.objective or {})
-    exact = issubclass(OBJECTIVES[objective["kind"]], NextBlock) and options.start != "none"
-    return exact and hasattr(HEADS[head["kind"]], "log_prob")
+    head, objective = dict(options.head or {}), options.built_objective
+    given = objective is not None and objective.likelihood is not None and options.start != "none"
+    return given and hasattr(HEADS[head["kind"]], "log_prob")
+
+
+def _told(found: dict[str, float]) -> str:
+    """What `SamplesAndLikelihood._likelihood` found, in words."""
+    if not found:
+        return "this model has no likelihood"
+    (name, value), *error = found.items()
+    known = "".join(f" (a bound, estimated with a standard error of {spread:.4f})" for _, spread in error)
+    return f"{'at most ' if error else ''}{value:.4f} {name.removesuffix('_bound').replace('_', ' ')}{known}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
+from tqdm import tqdm  # type: ignore[import-untyped]  # types-tqdm is not worth a dependency
 from transformers import TrainerCallback
 
 from ..configuration import UnimodalARConfig
@@ -16,13 +17,19 @@ from ..layout import Layout
 from ..modality import ModalityOptions
 from ..modeling import UnimodalARForGeneration
 from ..schema import DiscreteElement
+from .levels import candidate_ranges, clip_levels, largest_block, levels_problem, search_levels
 
 Points = Sequence[tuple[float, float]]
 
 
-def stepwise(points: Points, fraction: float) -> int:
+def held(points: Points, fraction: float) -> float:
     """The value of the last point at or before `fraction`."""
-    return int([value for at, value in points if at <= fraction][-1])
+    return [value for at, value in points if at <= fraction][-1]
+
+
+def stepwise(points: Points, fraction: float) -> int:
+    """The same, a whole number."""
+    return int(held(points, fraction))
 
 
 def linear(points: Points, fraction: float) -> float:
@@ -38,15 +45,19 @@ VALUES: dict[str, Any] = {"group": stepwise, "random_order": linear}
 
 
 class Schedule(TrainerCallback):
-    """Sets the model's curricula before every step.
+    """Sets the model's curricula before every step, and its noise levels at every evaluation.
 
     Args:
-        schedule: "modality.group" or "modality.random_order" -> points (fraction of all steps, value), beginning at 0.
-            Groups change stepwise, the share of batches in random order linearly.
+        schedule: "modality.group", "modality.random_order" or "modality.levels" -> points (fraction of all steps,
+            value), beginning at 0. Groups change stepwise, the share of batches in random order linearly. The value of
+            levels, which holds up to the next point, is a width in [0.1, 1]: at every evaluation the noise of block
+            diffusion is clipped to the range, at least so wide, in which the loss varies least (`levels.search_levels`,
+            on up to an evaluation's batch of validation examples). The ranges go to the log.
         model: whose curricula are set.
 
     Raises:
-        ValueError: the schedule does not fit the model, see `check_schedule`.
+        ValueError: the schedule does not fit the model, see `check_schedule`; when training starts, levels without
+            evaluations.
     """
 
     def __init__(self, schedule: Mapping[str, Points], model: UnimodalARForGeneration) -> None:
@@ -56,9 +67,38 @@ class Schedule(TrainerCallback):
         self.schedule, self.model = schedule, model
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for key, points in self.schedule.items():
-            modality, _, field = key.rpartition(".")
-            setattr(self.model.curricula[modality], field, VALUES[field](points, state.global_step / state.max_steps))
+        for modality, field, points in self._entries(*VALUES):
+            value = VALUES[field](points, state.global_step / state.max_steps)
+            setattr(self.model.curricula[modality], field, value)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Goes on with the levels of a training that is resumed: they are in its log."""
+        for modality, field, _ in self._entries("levels"):
+            if args.eval_strategy == "no":
+                raise ValueError(
+                    f"schedule.{modality}.{field} are chosen at evaluations; training.eval_strategy must not be 'no'"
+                )
+            chosen = [entry[f"{modality}_levels"] for entry in state.log_history if f"{modality}_levels" in entry]
+            if chosen:
+                clip_levels(self.model, modality, *chosen[-1])
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any) -> None:
+        for modality, _, points in self._entries("levels"):
+            width = held(points, state.global_step / max(state.max_steps, 1))
+            batch = _some(eval_dataloader, args.eval_batch_size)
+            ranges = candidate_ranges(largest_block(self.model, modality), width)
+            found = search_levels(self.model, [batch], ranges, modality)
+            low, high, variance = min(found, key=lambda entry: entry[2])
+            clip_levels(self.model, modality, low, high)
+            entry = {f"{modality}_levels": [low, high], f"{modality}_loss_variance": variance}
+            state.log_history.append({**entry, "step": state.global_step, "epoch": state.epoch})
+            if state.is_world_process_zero:
+                tqdm.write(f"step {state.global_step}  noise levels of {modality} from {low} to {high}")
+
+    def _entries(self, *fields: str) -> list[tuple[str, str, Points]]:
+        """(modality, field, points) of the keys of these fields."""
+        entries = [(*key.rpartition("."), points) for key, points in self.schedule.items()]
+        return [(modality, field, points) for modality, _, field, points in entries if field in fields]
 
 
 def check_schedule(schedule: Mapping[str, Points], config: UnimodalARConfig) -> list[str]:
@@ -67,27 +107,25 @@ def check_schedule(schedule: Mapping[str, Points], config: UnimodalARConfig) -> 
     for key, points in schedule.items():
         modality, _, field = key.rpartition(".")
         generated = [name for name in config.modalities if config.modality(name).head is not None]
-        if field not in VALUES or modality not in generated:
-            legal = [f"{name}.{field}" for name in generated for field in VALUES]
+        if field not in CHECKS or modality not in generated:
+            legal = [f"{name}.{field}" for name in generated for field in CHECKS]
             problems.append(f"schedule has an unknown key {key!r}; legal keys are {legal}")
             continue
         fractions = [at for at, _ in points]
         if not points or fractions[0] != 0 or not all(a < b <= 1 for a, b in pairwise(fractions)):
             problems.append(f"schedule.{key} has points at {fractions}; they must begin at 0 and increase up to 1")
             continue
-        if config.modality(modality).start == "none":
-            problems.append(f"schedule.{key} is for modalities with a start; {modality!r} has start 'none'")
-            continue
-        if field == "group" and fractions[-1] == 1:
-            problems.append(f"schedule.{key} ends at 1, after the last step; the last phase must begin before")
-            continue
-        check = _check_group if field == "group" else _check_random_order
-        wrong = check([value for _, value in points], config.modality(modality))
+        wrong = CHECKS[field](points, config.modality(modality))
         problems += [f"schedule.{key} {wrong}"] if wrong else []
     return problems
 
 
-def _check_group(values: list[float], options: ModalityOptions) -> str | None:
+def _check_group(points: Points, options: ModalityOptions) -> str | None:
+    if wrong := _check_sources(options):
+        return wrong
+    if points[-1][0] == 1:
+        return "ends at 1, after the last step; the last phase must begin before"
+    values = [value for _, value in points]
     if not isinstance(options.element, DiscreteElement) or options.element.codes > 1:
         return "groups codes; the modality's elements must be single codes"
     if not all(math.isfinite(value) and value == int(value) >= 1 for value in values) or values[-1] != 1:
@@ -104,7 +142,10 @@ def _check_group(values: list[float], options: ModalityOptions) -> str | None:
     return None
 
 
-def _check_random_order(values: list[float], options: ModalityOptions) -> str | None:
+def _check_random_order(points: Points, options: ModalityOptions) -> str | None:
+    if wrong := _check_sources(options):
+        return wrong
+    values = [value for _, value in points]
     if any(not 0 <= value <= 1 for value in values):
         return f"takes the values {values}; they must lie in [0, 1]"
     if options.layout.order != "raster":
@@ -114,3 +155,34 @@ def _check_random_order(values: list[float], options: ModalityOptions) -> str | 
     if options.target_positions is None and not options.has_shared_sources:
         return "needs the modality's target_positions, 'fourier' or 'learned'; they are None"
     return None
+
+
+def _check_sources(options: ModalityOptions) -> str | None:
+    """For what changes how elements are predicted from others, or from a start."""
+    objective = options.built_objective
+    if objective is None or not objective.reads_sources or options.start == "none":
+        return f"is for next_block with a start; the modality has {options.objective} and start {options.start!r}"
+    return None
+
+
+def _check_levels(points: Points, options: ModalityOptions) -> str | None:
+    values = [value for _, value in points]
+    if any(not 0.1 <= value <= 1 for value in values):
+        return f"takes the values {values}; they are widths of ranges of noise levels and must lie in [0.1, 1]"
+    return levels_problem(options)
+
+
+CHECKS: dict[str, Callable[[Points, ModalityOptions], str | None]] = {
+    "group": _check_group,
+    "random_order": _check_random_order,
+    "levels": _check_levels,
+}
+"""By field: what of its points does not fit a modality, as the end of a sentence."""
+
+
+def _some(dataloader: Any, count: int) -> Any:
+    """A batch of up to `count` examples from all over the data. (To leave an iteration of the loader itself unfinished
+    would confuse accelerate about where training's is.)"""
+    data = dataloader.dataset
+    step = -(-len(data) // count)
+    return dataloader.collate_fn([data[index] for index in range(0, len(data), step)])

@@ -21,6 +21,7 @@ from ..forecasting import Forecaster, check_fit
 from ..heads import HEADS
 from ..modeling import UnimodalARForGeneration
 from ..schema import Strict
+from .sampling import SamplingOptions, adopt, check_sampling
 
 
 class SeriesOptions(Strict):
@@ -69,7 +70,7 @@ class SeriesOptions(Strict):
         return self
 
 
-class SeriesEvaluation(Strict):
+class SeriesEvaluation(SamplingOptions):
     """Rolling forecasts over the held-out end of every series.
 
     Args:
@@ -77,6 +78,7 @@ class SeriesEvaluation(Strict):
         stride: steps between forecast origins.
         season: in steps, of the seasonal naive baseline and of MASE.
         num_samples: sample paths per forecast.
+        steps, head_steps, sampler: of these forecasts, see the model's `generate`. They become the model's defaults.
     """
 
     horizons: list[PositiveInt] = Field(min_length=1)
@@ -281,13 +283,14 @@ class RollingForecasts:
 
     Raises:
         ValueError: a test part shorter than a horizon, a training part too short for the baselines, windows without
-            an observed value; the message names the series.
+            an observed value (the message names the series); steps or a sampler that objective or head do not have.
     """
 
     def __init__(self, data: SeriesData, evaluation: SeriesEvaluation, config: UnimodalARConfig, seed: int) -> None:
         self.data, self.evaluation, self.config, self.seed = data, evaluation, config, seed
         self.rolling: dict[int, RollingEvaluation] = {}
         self.baselines: dict[int, Rows] = {}
+        check_sampling(evaluation, config, data.adapter.modality)
         splits = [data.split(series) for series in data.series]
         for horizon in evaluation.horizons:
             try:
@@ -300,7 +303,8 @@ class RollingForecasts:
         for series, split in zip(data.series, splits, strict=True):
             if split.stop - split.test < horizon:
                 raise ValueError(f"series {series.item_id!r} has a test part of {split.stop - split.test} steps")
-        head = self.config.modality(data.adapter.modality).head or {}
+        options = self.config.modality(data.adapter.modality)
+        objective: Any = options.built_objective
         self.rolling[horizon] = RollingEvaluation(
             data.series,
             [split.validation for split in splits],
@@ -310,11 +314,14 @@ class RollingForecasts:
             self.evaluation.season,
             data.lookback,
         )
-        self.baselines[horizon] = self.rolling[horizon].baselines(HEADS[head["kind"]].is_point)
+        self.baselines[horizon] = self.rolling[horizon].baselines(
+            objective.is_point(HEADS[(options.head or {})["kind"]])
+        )
 
     def run(self, model: UnimodalARForGeneration, folder: Path) -> dict[str, Rows]:
-        """A table per horizon, printed and returned; writes no files."""
+        """A table per horizon, printed and returned; writes generation_config.json."""
         tables = {}
+        adopt(self.evaluation, model, folder)
         for horizon, rolling in self.rolling.items():
             forecaster = Forecaster(model, self.data.adapter)
             row = rolling.model(forecaster, self.evaluation.num_samples, self.seed)

@@ -9,6 +9,7 @@ import torch
 from transformers import ProgressCallback, Trainer
 
 from ..modeling import UnimodalARForGeneration
+from ..noise import seeded
 from ..segment import Segment, collate
 
 
@@ -86,9 +87,13 @@ class UnimodalARTrainer(Trainer):
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The base class's, with the exact loss: its mean of batch means depends on how the batches are cut."""
+        """The base class's, with the exact loss: its mean of batch means depends on how the batches are cut.
+
+        Noise is the same in every evaluation, so that losses of different epochs can be compared, and training draws
+        what it would have drawn without."""
         self._evaluated = []
-        output = super().evaluation_loop(*args, **kwargs)
+        with seeded(0, self.args.device):
+            output = super().evaluation_loop(*args, **kwargs)
         if self._evaluated:
             loss, items = self.accelerator.gather(torch.stack(self._evaluated).sum(0)[None]).sum(0)
             metrics: Any = output.metrics
