@@ -128,7 +128,7 @@ def measure_training(args: argparse.Namespace) -> None:
 
 
 def draw(model: UnimodalARForGeneration, decoding: type[CachedDecoding], steps: int | None) -> Tensor:
-    mixin.CachedDecoding = decoding  # type: ignore[misc]
+    mixin.CachedDecoding = decoding  # type: ignore[misc, attr-defined]
     noise = SampleNoise(0, torch.arange(1, device=model.device))
     return model.eval().generate([], "codes", generator=noise, steps=steps).values
 

@@ -87,8 +87,8 @@ class HostedBackbone(nn.Module):
             self.coordinates: CoordinateEmbedding | None = CoordinateEmbedding(config.hidden_size, zero_init=True)
         else:
             self.coordinates = None
-        # From zero, so that a pretrained body starts undisturbed; without a bias, so that clean positions, which have no
-        # level, stay as they are whether or not noisy ones come with them.
+        # From zero, so that a pretrained body starts undisturbed; without a bias, so that clean positions, which have
+        # no level, stay as they are whether or not noisy ones come with them.
         width = config.hidden_size
         self.level = ZeroLinear(width, width, bias=False) if config.has_levels else None
         self.freeze_unused()

@@ -26,8 +26,8 @@ class Part:
         valid: [B, n] bool, False for positions nobody else may attend to; None: all may be.
         lead: [B] long on the first part of a segment that may start with padding: how many leading slices along t are
             wholly unobserved. Positions count from the first observed slice, so that padding changes nothing.
-        skip: [B] long, where there is a lead: how many positions of padding come before the segment's first that counts;
-            None: those of this part (the only one that begins with padding).
+        skip: [B] long, where there is a lead: how many positions of padding come before the segment's first that
+            counts; None: those of this part (the only one that begins with padding).
         closes: the segment's (extent along t, number of blocks) on its last part, else None.
         noisy: these are noisy copies of blocks whose clean ones follow: both have the same places in the sequence.
         conditioning: [B, n, H], what is added to the conditioning of these positions (a noise level); None: nothing.
