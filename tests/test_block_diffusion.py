@@ -450,7 +450,7 @@ def test_gradient_checkpointing_changes_nothing(noise: str) -> None:
 @pytest.mark.parametrize("element", ["continuous", "discrete"])
 @pytest.mark.parametrize("objective", ["next_block", "block_diffusion"])
 def test_context_noise_disturbs_what_is_read_in_training(objective: str, element: str) -> None:
-    """Not in evaluation mode, and neither the targets nor the noisy copies."""
+    """Not in evaluation mode, and not the targets."""
     kind = codes(50, (2, 1, 1), 1) if element == "discrete" else series(grid=(2, 1, 1))
     kind = kind | (diffusion("mask") if objective == "block_diffusion" else {}) | {"context_noise": 0.4}
     model = build({"x": kind})
@@ -480,8 +480,6 @@ def test_context_noise_disturbs_what_is_read_in_training(objective: str, element
     model.train()([segment])
     assert torch.equal(targets[0], values)
     read = seen[-1][:, -1]  # the first element is the only one that is read
-    if objective == "block_diffusion":
-        assert torch.equal(seen[0], values)  # the noisy copies
     if element == "discrete":
         wrong = (read != values[:, 0]).double().mean()
         assert abs(wrong - 0.2 * 49 / 50) < 5 * (0.16 / rows) ** 0.5

@@ -111,8 +111,8 @@ def test_the_options_reach_the_model(model: str, words: str, options: dict[str, 
         ("mask", "--sampler heun", "--sampler is {'kind': 'heun'}; for mask noise it must be a mapping whose 'kind'"),
         ("mask", "--sampler threshold,probability=2", "--sampler.probability is '2': input should be less than or eq"),
         ("mask", "--sampler threshold,p=1", "--sampler has an unknown key 'p'"),
-        ("gaussian", "--sampler threshold", "--sampler.kind is 'threshold': input should be 'euler' or 'heun'"),
-        ("gaussian", "--top-k 2", "top_k is 2; under Gaussian noise it has no effect"),
+        ("gaussian", "--sampler threshold", "--sampler is {'kind': 'threshold'}; for Gaussian noise it must"),
+        ("gaussian", "--top-k 2", "top_k is 2; RegressionHead draws real vectors"),
     ],
 )
 def test_what_does_not_fit_the_model_names_the_option(

@@ -300,19 +300,22 @@ def test_every_sampler_with_elements_of_two_codes(kind: str) -> None:
 def test_a_head_must_tell_what_is_asked(kind: str) -> None:
     model = build({"x": series() | diffusion("mask")})
     asks = "entropy" if kind == "entropy_bound" else "log_prob"
-    message = f"sampler.kind is '{kind}', which asks the head for its {asks}; RegressionHead has none, and goes with "
-    with pytest.raises(ValueError, match=re.escape(message + "['first_hitting', 'ancestral']")):
+    message = f"sampler.kind is '{kind}', which asks the head for its {asks} of codes; RegressionHead has none, and "
+    with pytest.raises(ValueError, match=re.escape(message + "goes with ['first_hitting', 'ancestral']")):
         model.generate([], "x", sampler={"kind": kind})
     mixture = build({"x": series(head={"kind": "mixture"}) | diffusion("mask")})
-    if kind != "entropy_bound":  # a density is as good as a probability
+    if kind == "confidence":  # densities can be compared with each other
         assert mixture.generate([], "x", sampler={"kind": kind}).values.isfinite().all()
+    else:
+        with pytest.raises(ValueError, match=f"sampler.kind is '{kind}'.*MixtureHead has none"):
+            mixture.generate([], "x", sampler={"kind": kind})
 
 
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
         ({"kind": "best"}, "sampler is {'kind': 'best'}; for mask noise it must be a mapping whose 'kind' is one of"),
-        ("confidence", "sampler is 'confidence'; for mask noise it must be a mapping"),
+        ("confidence", "sampler is 'confidence'; it must be None or a mapping with a 'kind'"),
         ({"kind": "threshold", "probability": 0}, "sampler.probability"),
         ({"kind": "entropy_bound", "bound": -1}, "sampler.bound"),
         ({"kind": "confidence", "randomness": float("inf")}, "sampler.randomness"),

@@ -205,7 +205,11 @@ class Embedding(nn.Module):
         index = layout.index[places]
         if observed is None:
             observed = torch.ones(len(values), len(layout), dtype=torch.bool, device=values.device)
-        embeds = self._embed(values, observed[:, index])
+        seen = observed[:, index]
+        if masked is not None:  # of what is hidden nothing is read: it may be anything
+            seen = seen & ~(masked if seen.dim() == 2 else masked[..., None])
+            values = self._disturbed(values)
+        embeds = self._embed(values, seen)
         if masked is not None:
             assert self.start is not None, "objectives that mask hold nothing at some places"
             embeds = torch.where(masked[..., None], self.start.to(embeds.dtype), embeds)

@@ -64,7 +64,8 @@ class ModalityOptions(Strict):
             above 0 it can be guided (classifier-free guidance, arXiv 2207.12598).
         conditioning: whether its embedding, as context, also goes to the native decoder's adaptive norms.
         context_noise: which part of what is read may be noise, in training: a share drawn anew for each example from
-            [0, context_noise] of every vector, and as often a wrong code. A model that has seen such pasts goes on
+            [0, context_noise] of every vector, and as often a wrong code (under mask noise what is not masked, too). A
+            model that has seen such pasts goes on
             calmly from its own samples (CAM, arXiv 2411.18447; xAR, arXiv 2502.20388). 0: none.
     """
 
@@ -106,7 +107,8 @@ class ModalityOptions(Strict):
         """The objective that the options describe."""
         if self.objective is None:
             return None
-        return OBJECTIVES[self.objective["kind"]](check_part(self.objective, OBJECTIVES, "objective"))
+        options = check_part(self.objective, OBJECTIVES, "objective")
+        return OBJECTIVES[self.objective["kind"]](options, HEADS[(self.head or {})["kind"]])
 
     @property
     def has_shared_sources(self) -> bool:

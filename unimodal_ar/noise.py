@@ -65,10 +65,23 @@ class SampleNoise:
 
     def child(self) -> SampleNoise:
         """Streams of their own, which may be drawn from any number of times without a trace in these."""
-        other = object.__new__(SampleNoise)
-        other.state = _mix(self.state ^ _MIX_1)
+        other = self._of(_mix(self.state ^ _MIX_1))
         self.state = _mix(self.state + _GOLDEN)
         return other
+
+    def numbered(self, number: int) -> SampleNoise:
+        """The streams of that number, which leave no trace in these and do not depend on what is drawn from others."""
+        return self._of(_mix(self.state ^ _mix(torch.tensor(number * _GOLDEN % (1 << 62), device=self.state.device))))
+
+    def at(self, rows: Tensor, places: Tensor) -> SampleNoise:
+        """A stream for each of k elements, at `places` [k] of the samples `rows` [k]; as `numbered`."""
+        return self._of(_mix(self.state[rows] ^ _mix(places * _GOLDEN + 1)))
+
+    @staticmethod
+    def _of(state: Tensor) -> SampleNoise:
+        streams = object.__new__(SampleNoise)
+        streams.state = state
+        return streams
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """[B, ...] float64 in the open interval (0, 1)."""

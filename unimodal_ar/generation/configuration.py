@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import Field, model_validator
 from transformers import GenerationConfig
 
-from ..schema import Strict, parse, unknown_key
+from ..heads.base import reject_truncation
+from ..schema import Strict, parse, positive_int, unknown_key
 
 
 class IntervalSchedule(Strict):
@@ -57,7 +58,8 @@ def _schedule(written: Any) -> IntervalSchedule | CosineSchedule:
 
 @dataclass(frozen=True)
 class Steps:
-    """A number of steps that falls (or rises) linearly from the first element to the last (DiSA, arXiv 2505.20297)."""
+    """A number of steps that falls (or rises) linearly, from the first block that is drawn to the last, or, where there
+    is only one, from its first pass to its last (DiSA, arXiv 2505.20297)."""
 
     first: int
     last: int
@@ -66,7 +68,7 @@ class Steps:
         return str(self.first if self.first == self.last else [self.first, self.last])
 
     def at(self, progress: float) -> int:
-        """When this part of all elements, in [0, 1], has been drawn."""
+        """At this point between the first, 0, and the last, 1."""
         return round(self.first + (self.last - self.first) * progress)
 
 
@@ -74,11 +76,13 @@ def parse_steps(name: str, written: Any) -> Steps | None:
     """The steps written as a number or a pair [first, last]; raises ValueError naming what is neither."""
     if written is None:
         return None
-    pair = [written, written] if isinstance(written, int) else written
-    fits = isinstance(pair, (list, tuple)) and len(pair) == 2
-    if not fits or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in pair):
-        raise ValueError(f"{name} is {written!r}; it must be an integer >= 1, a pair [first, last] of them, or None")
-    return Steps(*pair)
+    pair = written if isinstance(written, (list, tuple)) and len(written) == 2 else [written, written]
+    try:
+        return Steps(*(positive_int(name, number) for number in pair))
+    except ValueError:
+        raise ValueError(
+            f"{name} is {written!r}; it must be an integer >= 1, a pair [first, last] of them, or None"
+        ) from None
 
 
 class UnimodalARGenerationConfig(GenerationConfig):
@@ -87,9 +91,10 @@ class UnimodalARGenerationConfig(GenerationConfig):
     Args:
         num_samples: samples per example.
         steps: denoising passes per block, for block diffusion: a number, or [first, last] for numbers that change
-            linearly over the target's elements (DiSA, arXiv 2505.20297). None: as many as a block has elements for mask
-            noise, which draws from the model's own distribution; 20 for Gaussian noise.
-        head_steps: evaluations of a head that draws in several, a number or [first, last]; None: the head's default.
+            linearly from the first block that is drawn to the last (DiSA, arXiv 2505.20297). None: as many as a block
+            has elements for mask noise, which draws from the model's own distribution; 20 for Gaussian noise.
+        head_steps: evaluations of a head that draws in several, a number or [first, last] (in a single block: from its
+            first pass to its last); None: the head's default.
         sampler: how block diffusion goes from pass to pass, `{kind: ...}` with the sampler's own keys. For mask noise
             first_hitting (the default), ancestral, confidence, threshold or entropy_bound (`objectives.unmasking`), for
             Gaussian noise euler (the default) or heun (`objectives.gaussian_noise`).
@@ -149,6 +154,8 @@ class UnimodalARGenerationConfig(GenerationConfig):
             raise ValueError(f"num_samples is {self.num_samples!r}; it must be an integer >= 1")
         for name in ("steps", "head_steps"):
             parse_steps(name, getattr(self, name))
+        if self.sampler is not None and not isinstance(self.sampler, dict):
+            raise ValueError(f"sampler is {self.sampler!r}; it must be None or a mapping with a 'kind'")
         for name in ("temperature", "guidance_scale"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -175,10 +182,22 @@ class UnimodalARGenerationConfig(GenerationConfig):
             raise ValueError(
                 f"head_steps is {self.head_steps}; {type(head).__name__} draws in one step and takes no head_steps"
             )
+        if head.element_kind == "continuous":
+            reject_truncation(head, self.top_k, self.top_p)
         own = objective.sampling(head, parse_steps("steps", self.steps), self.sampler)
         optional = {"top_k": self.top_k, "top_p": self.top_p, "head_steps": parse_steps("head_steps", self.head_steps)}
         given = {name: value for name, value in optional.items() if value is not None}
         return {**own, "temperature": self.temperature, **given}
+
+    def fitting(self, objective: Any, head: Any) -> UnimodalARGenerationConfig:
+        """A copy without what is saved for another modality's objective or head."""
+        kept = self
+        for name in ("steps", "sampler", "head_steps"):
+            try:
+                type(self)(**{name: getattr(self, name)}).sampling(objective, head)
+            except ValueError:
+                kept = type(self)(**({key: getattr(kept, key) for key in self._defaults} | {name: None}))
+        return kept
 
     def updated(self, **changes: Any) -> UnimodalARGenerationConfig:
         """A copy in which every change that is not None holds."""

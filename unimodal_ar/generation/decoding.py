@@ -22,7 +22,7 @@ class CachedDecoding:
     Attributes:
         guided: whether there is a counterpart.
         scale: how far samples are guided away from the counterpart; it may change from block to block.
-        progress: which part of the target's elements has been drawn, in [0, 1].
+        progress: 0 where drawing begins and 1 where it ends, see `Steps`.
         starts: what the first block reads, where that is the context's embedding, by sequence and counterpart.
         conditioning: [B, 1, C] of the backbone's adaptive norms (the counterpart's below), or None.
     """

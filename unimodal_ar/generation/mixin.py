@@ -30,7 +30,7 @@ class _Job:
     segment: Segment
     layout: Layout
     known: int
-    given: Tensor | None  # [B, N] bool in raster order: what is known, where that may be anything
+    given: Tensor | None  # [B, N] or [B, N, D] bool in raster order: what is known, where that may be anything
     decoding: CachedDecoding
     scales: list[float]  # of guidance, by block
     sampling: dict[str, Any]
@@ -122,7 +122,8 @@ class UnimodalARGenerationMixin:
                 self._draw(job, block)
             if block + 1 < job.layout.num_blocks:
                 drawn = job.layout.scatter((job.layout.block <= block)[None])
-                observed = job.segment.element_observed & drawn
+                given = False if job.given is None else job.given if job.given.dim() == 2 else job.given.all(-1)
+                observed = job.segment.element_observed & (drawn | given)
                 yield job.segment.replace(values=job.segment.values.clone(), observed=observed)
         yield self._finished(job)
 
@@ -170,7 +171,8 @@ class UnimodalARGenerationMixin:
         if not isinstance(generator, SampleNoise):
             samples = torch.arange(segment.batch_size, device=self.device)
             generator = SampleNoise.from_generator(generator, samples)
-        sampling["generator"] = generator
+        # A stream of its own for every call: objectives may number the streams of its blocks.
+        sampling["generator"] = generator.child() if objective.knows_anything else generator
         given = None if given is None else given.repeat_interleave(options.num_samples, 0)
         return _Job(segment, layout, known, given, decoding, options.guidance_scales(layout.num_blocks), sampling)
 
@@ -180,9 +182,20 @@ class UnimodalARGenerationMixin:
         objective, embedding, head = self.objectives[name], self.embeddings[name], self.heads[name]
         places = job.layout.block_range(block)
         index = job.layout.index[places]
-        job.decoding.scale, job.decoding.progress = job.scales[block], places.start / len(job.layout)
+        last = job.layout.num_blocks - 1
+        job.decoding.scale, job.decoding.progress = job.scales[block], (block - job.known) / max(last - job.known, 1)
         given = None if job.given is None else job.given[:, index]
-        drawn = objective.draw(job.decoding, embedding, head, job.segment, job.layout, block, given, **job.sampling)
+        drawn = objective.draw(
+            job.decoding,
+            embedding,
+            head,
+            job.segment,
+            job.layout,
+            block,
+            known=given,
+            alone=job.known == last,
+            **job.sampling,
+        )
         job.segment.values[:, index] = drawn.to(job.segment.values.dtype)
 
     def _finished(self: Any, job: _Job) -> Segment:
@@ -193,7 +206,9 @@ class UnimodalARGenerationMixin:
         if arguments["target"] not in self.heads:
             raise ValueError(f"target is {arguments['target']!r}; this model can generate {sorted(self.heads)}")
         changes = {name: arguments[name] for name in UnimodalARGenerationConfig._defaults}
-        options = self.generation_config.updated(**changes)
+        target = arguments["target"]
+        saved = self.generation_config.fitting(self.objectives[target], self.heads[target])
+        options = saved.updated(**changes)
         if options.guidance_scale != 1:
             contexts = [self.options[s.modality] for s in arguments["context"] if not s.target]
             if not any(options.null_probability > 0 for options in contexts):
@@ -217,7 +232,7 @@ class UnimodalARGenerationMixin:
         grid = check_grid(grid)
         batch = context[0].batch_size if context else 1 if given is None else given.batch_size
         if given is None:
-            segment = Segment(name, _empty(options.element, batch, grid, self.device, self.dtype), grid)
+            segment = Segment(name, _empty(options.element, batch, grid, self.device), grid)
         else:
             segment = given.to(self.device)
             if segment.modality != name or segment.grid != grid:
@@ -247,7 +262,9 @@ class UnimodalARGenerationMixin:
             future = layout.scatter((layout.block >= known)[None])
             observed = observed | (future if observed.dim() == 2 else future[..., None])
             observed = None if bool(observed.all()) else observed  # or every block would look again
-        held = _whole(segment) if given is not None and anything else None
+        held = None if given is None or not anything else segment.element_observed
+        if held is not None and segment.observed is not None:
+            held = segment.observed
         return segment.replace(values=segment.values.clone(), observed=observed), layout, known, held
 
     def _context(self: Any, context: list[Segment], target: str, null: bool) -> _Side:
@@ -275,11 +292,10 @@ class UnimodalARGenerationMixin:
         observed, options = segment.element_observed, self.options[segment.modality].layout
         if not ORDERS[options.order].random or not bool(observed.any()):
             return None
-        if anything:  # what does not fill a cell, or differs between examples, is heeded when its block is drawn
-            return whole_cells(_whole(segment).all(0), segment.grid, options.block)
         if not bool((observed == observed[0]).all()):
             raise ValueError("given knows other elements in some examples of the batch; it must know the same in all")
-        return observed[0]
+        # What is left of a cell is heeded when its block is drawn.
+        return whole_cells(_whole(segment)[0], segment.grid, options.block) if anything else observed[0]
 
 
 class _Evaluating:
@@ -297,12 +313,12 @@ class _Evaluating:
             module.training = training
 
 
-def _empty(element: Any, batch: int, grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _empty(element: Any, batch: int, grid: Grid, device: torch.device) -> Tensor:
     n = grid[0] * grid[1] * grid[2]
     if isinstance(element, DiscreteElement):
         shape = (batch, n) if element.codes == 1 else (batch, n, element.codes)
         return torch.zeros(shape, dtype=torch.long, device=device)
-    return torch.zeros(batch, n, element.dim, dtype=dtype, device=device)
+    return torch.zeros(batch, n, element.dim, device=device)  # float32, in which heads of all dtypes draw
 
 
 def _whole(segment: Segment) -> Tensor:

@@ -41,7 +41,7 @@ class Decoding(Protocol):
     Attributes:
         starts: what the first block reads (`start` below), for the sequence, and where it is guided also for its
             counterpart without context.
-        progress: which part of the target's elements has been drawn, in [0, 1].
+        progress: 0 where drawing begins and 1 where it ends: over the blocks, or over the passes of the only one.
     """
 
     starts: tuple[Tensor | None, ...]
@@ -90,7 +90,7 @@ class Objective:
     knows_anything: bool = False
     likelihood: Literal["exact", "bound"] | None = None
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, head: type[Head] | None = None) -> None:
         self.options = options
 
     def holds_nothing(self, start: str) -> bool:
@@ -143,12 +143,15 @@ class Objective:
         layout: Layout,
         block: int,
         known: Tensor | None = None,
+        alone: bool = False,
         **sampling: Any,
     ) -> Tensor:
         """Draws the values [B, n, ...] of one block, in generation order, given the segment's earlier ones.
 
         Args:
-            known: [B, n] bool, elements of the block that are given; None: none is. For objectives that know anything.
+            known: [B, n] bool, elements of the block that are given, or [B, n, D], values; None: none is. For
+                objectives that know anything.
+            alone: no other block of the segment is drawn.
             sampling: what `sampling` returned, and what the head's `sample` takes.
         """
         raise NotImplementedError

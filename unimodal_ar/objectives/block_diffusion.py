@@ -54,9 +54,11 @@ class BlockDiffusion(Objective):
     reads_sources = False
     knows_anything = True
 
-    def __init__(self, options: BlockDiffusionOptions) -> None:
-        super().__init__(options)
-        self.noise = NOISES[options.noise](parse_levels(options.levels) if options.levels else None)
+    def __init__(self, options: BlockDiffusionOptions, head: type[Head] | None = None) -> None:
+        super().__init__(options, head)
+        has_likelihood = head is None or hasattr(head, "log_prob")
+        levels = parse_levels(options.levels) if options.levels else None
+        self.noise = NOISES[options.noise](levels, has_likelihood)
         self.has_levels = self.noise.has_levels
         self.likelihood = "bound" if self.noise.masks else None
 
@@ -128,21 +130,22 @@ class BlockDiffusion(Objective):
         layout: Layout,
         block: int,
         known: Tensor | None = None,
+        alone: bool = False,
         generator: Any = None,
         **sampling: Any,
     ) -> Tensor:
         index = layout.index[layout.block_range(block)]
-        if known is None:
-            known = torch.zeros(segment.batch_size, len(index), dtype=torch.bool, device=index.device)
+        values = segment.values[:, index]
 
         def restore(noisy: Noisy) -> tuple[Tensor, ...]:
             return decoding.peek([self._copies(embedding, segment, layout, block, block + 1, noisy)])
 
-        # Of the streams of a sample only a child's are used up: how many passes a block takes may depend on the others.
-        own, share = generator.child(), len(index) / len(layout)
-        values = self.noise.draw(
-            restore, decoding, head, segment.values[:, index], known, share, generator=own, **sampling
-        )
+        if known is None or not bool(known.all()):
+            known = torch.zeros(values.shape[:2], dtype=torch.bool, device=index.device) if known is None else known
+            # Streams of the block's own: which blocks are drawn, and in how many passes, may depend on other samples.
+            # Counted from the end, because before the beginning there may be padding.
+            own = generator.numbered(layout.num_blocks - block)
+            values = self.noise.draw(restore, decoding, head, values, known, alone, generator=own, **sampling)
         if block + 1 < layout.num_blocks:
             drawn = segment.replace(values=segment.values.index_copy(1, index, values.to(segment.values.dtype)))
             decoding.hold([own_values(embedding, drawn, layout, block, block + 1)])

@@ -60,13 +60,16 @@ class GaussianNoise(Noise):
     def add(self, segment: Segment, layout: Layout, training: bool) -> Noisy:
         values = layout.gather(segment.values)
         uniform = stratified((segment.batch_size, layout.num_blocks), values.device)
-        level = self.levels.quantile(uniform)[:, layout.block].to(values.dtype)
+        level = self.levels.quantile(uniform)[:, layout.block].float()
         noise = torch.randn_like(values)
         return Noisy(_mixed(values, noise, level), level=level, targets=noise - values)
 
     def sampler(self, head: Head, written: dict[str, Any] | None) -> FlowSampler:
-        if written is not None and not isinstance(written, dict):
-            raise ValueError(f"sampler is {written!r}; it must be a mapping whose 'kind' is 'euler' or 'heun'")
+        kind = "euler" if written is None else written.get("kind") if isinstance(written, dict) else None
+        if kind not in ("euler", "heun"):
+            raise ValueError(
+                f"sampler is {written!r}; for Gaussian noise it must be a mapping whose 'kind' is 'euler' or 'heun'"
+            )
         return parse(FlowSampler, written or {}, "sampler")
 
     def draw(
@@ -76,26 +79,28 @@ class GaussianNoise(Noise):
         head: Any,
         values: Tensor,
         known: Tensor,
-        share: float,
+        alone: bool,
         generator: SampleNoise,
         steps: Any,
         sampler: FlowSampler,
         temperature: float = 1.0,
         **sampling: Any,
     ) -> Tensor:
-        """`temperature` scales the noise that a block begins as; at 0 all samples are one. What is known passes through
-        the same times as the rest."""
+        """`temperature` scales the noise that a block begins as; at 0 all samples are one. What is known of the block
+        passes through the same times as the rest, which approximates the distribution given it."""
         check_temperature(temperature)
-        for name, value in sampling.items():
-            raise ValueError(f"{name} is {value}; under Gaussian noise it has no effect")
-        noise = (temperature * normal(values.shape, generator, values.device)).to(values.dtype)
+        assert not sampling, "the generation config lets none through"
+        if steps is not None and alone and steps.first != steps.last:
+            raise ValueError(f"steps is {steps}; there is a single block to draw, so it must be one number")
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))  # times would be rounded, too
+        noise = (temperature * normal(values.shape, generator, values.device)).to(wide.dtype)
         passes = DEFAULT_STEPS if steps is None else steps.at(decoding.progress)
         times = sampler.times(passes)
-        fixed = known[..., None]
+        fixed = known if known.dim() == 3 else known[..., None]
 
         def velocity(x: Tensor, t: float) -> Tensor:
             level = x.new_full(x.shape[:2], t)
-            x = torch.where(fixed, _mixed(values, noise, level), x)
+            x = torch.where(fixed, _mixed(wide, noise, level), x)
             return head.mean(decoding.guide(restore(Noisy(x, level=level)))).to(x.dtype)
 
         x = noise

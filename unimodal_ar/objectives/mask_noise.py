@@ -7,7 +7,7 @@ Shapes: B examples, N elements of a segment, n of a block.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class MaskNoise(Noise):
     2503.09573, equation 8): the integral over t of the losses of elements masked with probability t, over t, is the sum
     over k of the losses of k random ones, over k (Hoogeboom et al., arXiv 2110.02037). Fixing k takes its variance
     away, and makes blocks of one exact next-token prediction. Other distributions of t train; in evaluation mode t is
-    uniform, so that the loss is a bound on the negative log-likelihood.
+    uniform where the head has a likelihood, so that the loss is a bound on the negative log-likelihood.
     """
 
     masks = True
@@ -42,7 +42,7 @@ class MaskNoise(Noise):
     def add(self, segment: Segment, layout: Layout, training: bool) -> Noisy:
         observed = layout.gather(segment.element_observed)
         uniform = stratified((segment.batch_size, layout.num_blocks), observed.device)
-        level = (self.levels if training else self.default_levels).quantile(uniform)
+        level = (self.levels if training or not self.is_bound else self.default_levels).quantile(uniform)
         # Within blocks, which follow each other: observed elements in random order, then the others.
         scores = torch.rand(observed.shape, dtype=torch.float64, device=observed.device)
         rank = (2 * layout.block + torch.where(observed, scores, 1.5)).argsort(1).argsort(1)
@@ -63,36 +63,42 @@ class MaskNoise(Noise):
         head: Head,
         values: Tensor,
         known: Tensor,
-        share: float,
+        alone: bool,
         generator: SampleNoise,
         steps: Any,
         sampler: Sampler,
+        temperature: float = 1.0,
         **sampling: Any,
     ) -> Tensor:
-        masked, before = ~known, decoding.progress
-        initially, n = masked.sum(1), masked.shape[1]
-        passes = n if steps is None else min(steps.at(before), n)
+        masked = ~(known if known.dim() == 2 else known.all(-1))
+        sampler, given = sampler.cold() if temperature == 0 else sampler, values
+        sampling |= {"temperature": temperature}
+        initially, passes = masked.sum(1), sampler.passes(steps and steps.at(decoding.progress), masked.shape[1])
         for number in range(passes):
             # A stream for each pass: whether it is run depends on the other samples, too.
-            now = Pass(number, passes, masked, initially, generator.child())
-            if not bool(masked.any()):
-                break
-            if sampler.is_idle(now):
+            now = Pass(number, passes, masked, initially, generator.numbered(number))
+            chosen = sampler.drawn(now)
+            rows, places = chosen.nonzero(as_tuple=True)
+            if not len(rows):
                 continue
-            decoding.progress = before + share * number / passes
-            hidden = restore(Noisy(values, masked=masked))
-            drawn = decoding.sample(head, hidden, generator=now.noise, **sampling).to(values.dtype)
-            shown = sampler.shown(replace(now, asked=self._asked(sampler, decoding, head, hidden, drawn)))
-            values = torch.where(shown if values.dim() == 2 else shown[..., None], drawn, values)
-            masked = masked & ~shown
-        return values
+            if alone:
+                decoding.progress = number / max(passes - 1, 1)
+            hidden = tuple(states[rows, places] for states in restore(Noisy(values, masked=masked)))
+            elements = now.noise.at(rows, places)
+            drawn = decoding.sample(head, hidden, generator=elements, **sampling).to(values.dtype)
+            values, before = values.index_put((rows, places), drawn), values
+            if sampler.asks is not None:
+                asked = self._asked(sampler, decoding, head, hidden, drawn)
+                asked = asked.new_zeros(masked.shape).index_put((rows, places), asked)
+                chosen = sampler.shown(replace(now, asked=asked))
+                values = torch.where(chosen if values.dim() == 2 else chosen[..., None], values, before)
+            masked = masked & ~chosen
+        return values if known.dim() == 2 else torch.where(known, given, values)
 
     def _asked(
         self, sampler: Sampler, decoding: Decoding, head: Any, hidden: tuple[Tensor, ...], drawn: Tensor
-    ) -> Tensor | None:
-        """[B, n], of the guided hidden state. (For heads that guide their logits it approximates what was drawn from;
-        it only decides what is shown first.)"""
-        if sampler.asks is None:
-            return None
+    ) -> Tensor:
+        """[k], of the guided hidden states. (For heads that guide their logits it approximates what was drawn from; it
+        only decides what is shown first.)"""
         arguments = (drawn,) if sampler.asks == "log_prob" else ()
-        return getattr(head, sampler.asks)(decoding.guide(hidden), *arguments)
+        return getattr(head, cast(str, sampler.asks))(decoding.guide(hidden), *arguments)

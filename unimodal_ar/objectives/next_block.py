@@ -71,6 +71,7 @@ class NextBlock(Objective):
         layout: Layout,
         block: int,
         known: Tensor | None = None,
+        alone: bool = False,
         **sampling: Any,
     ) -> Tensor:
         made = [_positions(embedding, segment, layout, block, block + 1, start) for start in decoding.starts]

@@ -50,6 +50,7 @@ class Noise:
 
     Args:
         levels: their distribution in training; None: the kind's own.
+        is_bound: the head has a likelihood, of which the loss in evaluation mode is to be a bound.
 
     Attributes:
         masks: it hides elements.
@@ -60,8 +61,9 @@ class Noise:
     has_levels: ClassVar[bool] = False
     default_levels: ClassVar[Levels]
 
-    def __init__(self, levels: Levels | None) -> None:
+    def __init__(self, levels: Levels | None, is_bound: bool = True) -> None:
         self.levels = self.default_levels if levels is None else levels
+        self.is_bound = is_bound
 
     def problem(self, element: Element, head: dict[str, Any]) -> str | None:
         """What of a modality's options does not go with this noise, as the end of a sentence; None: all does."""
@@ -86,7 +88,7 @@ class Noise:
         head: Head,
         values: Tensor,
         known: Tensor,
-        share: float,
+        alone: bool,
         generator: SampleNoise,
         steps: Any,
         sampler: Any,
@@ -97,8 +99,8 @@ class Noise:
         Args:
             restore: runs a denoising pass.
             values: [B, n, ...] in generation order, read where they are known.
-            known: [B, n] bool.
-            share: of the target's elements that are in this block.
+            known: [B, n] bool, or [B, n, D] of vectors that are known in part.
+            alone: no other block is drawn.
             steps: how many passes, a `Steps`; None: the default.
             sampler: from `sampler`.
             sampling: what the head's `sample` takes besides.

@@ -58,35 +58,38 @@ class Sampler(Strict):
     """Chooses what is shown. In the last pass that is everything."""
 
     asks: ClassVar[str | None] = None  # for what the head must be able to tell: "log_prob" or "entropy"
+    of_codes: ClassVar[bool] = False  # that must be a probability, not a density
 
-    def is_idle(self, now: Pass) -> bool:
-        """Whether nothing is to be shown of any sample, so that the pass need not be run. (Its `asked` is None yet.)"""
-        return False
+    def passes(self, steps: int | None, n: int) -> int:
+        """Over a block of n elements."""
+        return n if steps is None else min(steps, n)
+
+    def drawn(self, now: Pass) -> Tensor:
+        """[B, n] bool: what has to be drawn in this pass. (Its `asked` is None yet.)"""
+        return now.masked if self.asks else self.shown(now)
+
+    def cold(self) -> Sampler:
+        """The same without randomness of its own, for temperature 0."""
+        return self
 
     def shown(self, now: Pass) -> Tensor:
         """[B, n] bool."""
         raise NotImplementedError
 
 
-class Scheduled(Sampler):
-    """Chooses as many as a curve says."""
-
-    curve: Curve
-
-    def is_idle(self, now: Pass) -> bool:
-        return not bool(now.due(self.curve).any())
-
-
-class FirstHitting(Scheduled):
+class FirstHitting(Sampler):
     """Elements in random order, equally many in each pass (or, with curve "cosine", few at first).
 
     With as many passes as elements, the default, this draws from the model's own distribution exactly: it is the
     first-hitting sampler (arXiv 2409.02908), whose times a model that is not told of them does not need. order
-    "forward": in the order of the layout instead."""
+    "forward": in the order of the layout instead, as always at temperature 0."""
 
     kind: Literal["first_hitting"] = "first_hitting"
     curve: Curve = "linear"
     order: Literal["random", "forward"] = "random"
+
+    def cold(self) -> Sampler:
+        return self.model_copy(update={"order": "forward"})
 
     def shown(self, now: Pass) -> Tensor:
         if self.order == "random":
@@ -98,23 +101,33 @@ class FirstHitting(Scheduled):
 
 
 class Ancestral(Sampler):
-    """Each element on its own: from level t to s it is shown with probability (t - s) / t (MDLM, arXiv 2406.07524)."""
+    """Each element on its own: from level t to s it is shown with probability (t - s) / t (MDLM, arXiv 2406.07524).
+    There may be more passes than elements; those that show nothing are not run."""
 
     kind: Literal["ancestral"] = "ancestral"
+
+    def passes(self, steps: int | None, n: int) -> int:
+        return n if steps is None else steps
 
     def shown(self, now: Pass) -> Tensor:
         return now.masked & (now.noise.uniform(now.masked.shape) < 1 / (now.passes - now.number))
 
 
-class Confidence(Scheduled):
+class Confidence(Sampler):
     """The most probable values first, with Gumbel noise on their log-probabilities that `randomness` scales and that
-    fades out (MaskGIT, arXiv 2202.04200, whose numbers are the defaults)."""
+    fades out (MaskGIT, arXiv 2202.04200, whose numbers are the defaults); without it at temperature 0."""
 
     asks = "log_prob"
 
     kind: Literal["confidence"] = "confidence"
     curve: Curve = "cosine"
     randomness: float = Field(4.5, ge=0, allow_inf_nan=False)
+
+    def cold(self) -> Sampler:
+        return self.model_copy(update={"randomness": 0.0})
+
+    def drawn(self, now: Pass) -> Tensor:
+        return now.masked & (now.due(self.curve) > 0)[:, None]
 
     def shown(self, now: Pass) -> Tensor:
         assert now.asked is not None
@@ -128,6 +141,7 @@ class Threshold(Sampler):
     are due (SDAR, arXiv 2510.06303; Fast-dLLM, arXiv 2505.22618)."""
 
     asks = "log_prob"
+    of_codes = True
 
     kind: Literal["threshold"] = "threshold"
     probability: float = Field(0.9, gt=0, le=1)
@@ -179,10 +193,15 @@ def build_sampler(written: dict[str, Any] | None, head: Head) -> Sampler:
             f"sampler is {written!r}; for mask noise it must be a mapping whose 'kind' is one of {sorted(SAMPLERS)}"
         )
     sampler = parse(SAMPLERS[kind], written, "sampler")
-    if sampler.asks is not None and not hasattr(head, sampler.asks):
-        able = [name for name, other in SAMPLERS.items() if other.asks is None or hasattr(head, other.asks)]
+    if not _goes_with(sampler, head):
+        able = [name for name, other in SAMPLERS.items() if _goes_with(other, head)]
         raise ValueError(
-            f"sampler.kind is {kind!r}, which asks the head for its {sampler.asks}; {type(head).__name__} has none, "
-            f"and goes with {able}"
+            f"sampler.kind is {kind!r}, which asks the head for its {sampler.asks} of codes; {type(head).__name__} has "
+            f"none, and goes with {able}"
         )
     return sampler
+
+
+def _goes_with(sampler: Sampler | type[Sampler], head: Head) -> bool:
+    able = sampler.asks is None or hasattr(head, sampler.asks)
+    return able and (not sampler.of_codes or head.element_kind == "discrete")
