@@ -140,10 +140,12 @@ def test_what_is_not_masked_is_disturbed_in_training() -> None:
     source = model("mask", "whole", context_noise=0.9).train()
     read: list[Tensor] = []
     embed = source.embeddings["x"].embed
-    source.embeddings["x"].embed = lambda values, seen: (
-        read.append(torch.where(seen, values, 0)),
-        embed(values, seen),
-    )[1]
+
+    def watched(values: Tensor, seen: Tensor) -> Tensor:
+        read.append(torch.where(seen, values, 0))
+        return embed(values, seen)
+
+    source.embeddings["x"].embed = watched
     segment = given(torch.ones(400, 8, dtype=torch.long), torch.ones(400, 8, dtype=torch.bool))
     source([segment])
     assert (read[0] > 1).any()
@@ -159,3 +161,25 @@ def test_heads_without_a_likelihood_are_judged_at_the_levels_they_learn(head: st
     values = given(torch.randn(64, 8, 3), torch.ones(64, 8, dtype=torch.bool))
     noisy = source.objectives["x"].noise.add(values, source.layout("x", GRID), training=False)
     assert bool((noisy.masked.sum(1) < 6).any()) == uniform
+
+
+@pytest.mark.parametrize("kind", ["threshold", "entropy_bound", "first_hitting", "ancestral"])
+def test_what_is_shown_first_does_not_depend_on_what_is_drawn(kind: str) -> None:
+    """Or likely values would come first, and so more often: here all are independent, 0 with probability 0.6."""
+    source = build({"x": codes(2, GRID, 4, head={"kind": "categorical", "bias": True}) | diffusion("mask")})
+    with torch.no_grad():
+        source.heads["x"].proj.weight.zero_()
+        source.heads["x"].proj.bias.copy_(torch.tensor([0.6, 0.4]).log())
+    drawn = source.generate([], "x", sampler={"kind": kind}, num_samples=1000, generator=streams(1000)).values
+    assert abs((drawn == 0).double().mean() - 0.6) < 5 * (0.24 / drawn.numel()) ** 0.5
+
+
+def test_thresholds_go_on_where_the_sure_ones_end() -> None:
+    """Three sure elements take one pass together, and the others one each, at once."""
+    source = model("mask", "whole")
+    logits = torch.zeros(8, 5)
+    logits[:3, 0] = 20.0
+    source.heads["x"].max_log_prob = lambda hidden: logits.log_softmax(-1).amax(-1)[-len(hidden) :]
+    with hidden_states(source) as states:
+        source.generate([], "x", sampler={"kind": "threshold"}, generator=streams())
+    assert len(states) == 6

@@ -38,6 +38,20 @@ def test_tiles_hold_the_whole_mask(size: int, padded: bool) -> None:
         assert torch.equal(assembled(found.tiles(size), found.queries, 24, len(dense)), dense)
 
 
+def test_tiles_are_made_without_the_whole_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a multiple of the pairs of a run of queries, the most that are looked at together."""
+    found, sizes = pattern(True), []
+    allowed = AttentionPattern._allowed
+
+    def counted(self: AttentionPattern, query: Tensor, key: Tensor) -> Tensor:
+        sizes.append(query.numel() * key.numel())
+        return allowed(self, query, key)
+
+    monkeypatch.setattr(AttentionPattern, "_allowed", counted)
+    found.tiles(3)
+    assert max(sizes) == 3 * 24
+
+
 def test_tiles_leave_out_what_nobody_sees() -> None:
     pairs = sum(tile.mask[0, 0].numel() for tile in pattern().tiles(3))
     # Of a tile of one block, noisy b sees 3 b clean elements and itself, clean b sees 3 (b + 1).

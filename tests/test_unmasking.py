@@ -150,7 +150,7 @@ def test_threshold_against_a_loop(probability: float) -> None:
         for row in range(ROWS):
             candidates = [i for i in range(n) if left[row, i]]
             hidden = int(masked[row].sum()) * (passes - number - 1) // passes
-            count = max(len(candidates) - hidden, 0)
+            count = max(len(candidates) - hidden, 1)
             expected = {i for i in candidates if asked[row, i].exp() >= probability - 1e-12}
             expected |= set(sorted(candidates, key=lambda i: -float(asked[row, i]))[:count])
             assert set(shown[number][row].nonzero().flatten().tolist()) == expected
@@ -222,6 +222,7 @@ def next_shown(
     if sampler["kind"] == "first_hitting":
         return set(left[:due])
     if sampler["kind"] != "entropy_bound":
+        due = max(due, 1) if sampler["kind"] == "threshold" else due
         ordered = sorted(left, key=lambda i: -float(best[i]))
         sure = [i for i in left if best[i] >= math.log(sampler.get("probability", 2))]
         return set(ordered[:due]) | set(sure)
@@ -299,8 +300,8 @@ def test_every_sampler_with_elements_of_two_codes(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["confidence", "threshold", "entropy_bound"])
 def test_a_head_must_tell_what_is_asked(kind: str) -> None:
     model = build({"x": series() | diffusion("mask")})
-    asks = "entropy" if kind == "entropy_bound" else "log_prob"
-    message = f"sampler.kind is '{kind}', which asks the head for its {asks} of codes; RegressionHead has none, and "
+    asks = {"confidence": "log_prob", "threshold": "max_log_prob", "entropy_bound": "entropy"}[kind]
+    message = f"sampler.kind is '{kind}', which asks the head for its {asks}; RegressionHead has none, and "
     with pytest.raises(ValueError, match=re.escape(message + "goes with ['first_hitting', 'ancestral']")):
         model.generate([], "x", sampler={"kind": kind})
     mixture = build({"x": series(head={"kind": "mixture"}) | diffusion("mask")})

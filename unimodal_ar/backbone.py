@@ -19,6 +19,9 @@ from .embeddings import CoordinateEmbedding, ZeroLinear
 from .masks import TAKE_MASKS, additive
 from .sequence import Inputs
 
+ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+"""Kinds of layers, by transformers' names, that take any mask. Others have a state, or narrow the mask themselves."""
+
 
 class DecodingCache(DynamicCache):
     """A cache that can be read without being written.
@@ -41,6 +44,8 @@ class DecodingCache(DynamicCache):
 
 class NativeBackbone(nn.Module):
     """The native decoder behind the common call."""
+
+    obstacle = None  # to taking masks: no more than a kernel that can be exchanged
 
     def __init__(self, config: UnimodalARConfig) -> None:
         super().__init__()
@@ -93,7 +98,20 @@ class HostedBackbone(nn.Module):
         self.level = ZeroLinear(width, width, bias=False) if config.has_levels else None
         self.freeze_unused()
         self._arguments = set(inspect.signature(self.model.forward).parameters)  # the mapping itself cannot be copied
-        self.takes_masks = not self.model._is_stateful and "attention_mask" in self._arguments
+        self.obstacle = self._obstacle()
+        self.takes_masks = self.obstacle is None
+
+    def _obstacle(self) -> str | None:
+        """Why the body takes no masks, as the start of a sentence; None: it takes them."""
+        config = self.model.config
+        kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+        others = kinds - ATTENTION_LAYERS
+        if self.model._is_stateful or "attention_mask" not in self._arguments:
+            where = f" in layers {sorted(others)}" if others and others != kinds else ""
+            return f"a {config.model_type} backbone keeps a state instead of attending{where}"
+        if others:
+            return f"a {config.model_type} backbone has layers {sorted(others)}, which take no masks"
+        return None
 
     def freeze_unused(self) -> None:
         """Freezes the body's token table: values enter as embeddings."""
@@ -147,23 +165,32 @@ class HostedBackbone(nn.Module):
         if window is not None and inputs.length > window and _has_sliding_layers(config):
             raise ValueError(
                 f"the sequence has {inputs.length} positions; a {config.model_type} backbone with sliding_window "
-                f"{window} takes at most that many unless blocks are single elements without padding"
+                f"{window} takes at most that many, unless the objective is next-block (not block diffusion) with "
+                "blocks of single elements and nothing is padding"
             )
         implementation = config._attn_implementation or "eager"
         if implementation == "flex_attention":
             return pattern.flex()
-        pattern.check(implementation)
+        if implementation not in TAKE_MASKS:
+            raise ValueError(
+                f"attn_implementation is {implementation!r}, with which hosted backbones attend causally only; blocks, "
+                "padding and several cached positions need 'sdpa', 'eager' or 'flex_attention'"
+            )
         mask = pattern.dense()
         return additive(mask, inputs.embeds.dtype) if implementation == "eager" else mask
 
     def _padding(self, inputs: Inputs) -> Tensor | None:
-        pattern, name = inputs.pattern, self.model.config.model_type
+        pattern = inputs.pattern
         if not pattern.sequential and pattern.queries > 1:
             raise ValueError(
-                f"a {name} backbone keeps a state instead of attending, so it takes block 1 only (context modalities "
-                "too: layout {block: 1}); use a backbone with attention for larger blocks"
+                f"{self.obstacle}, so it takes block 1 only (context modalities too: layout {{block: 1}}); use a "
+                "backbone with attention for larger blocks"
             )
-        return None if pattern.valid is None else pattern.valid[:, -pattern.queries :].long()
+        if pattern.valid is None:
+            return None
+        # Where some layers attend, to what is cached too, the body itself cuts out what the others need.
+        attends = "past_key_values" in self._arguments
+        return (pattern.valid if attends else pattern.valid[:, -pattern.queries :]).long()
 
 
 def build_backbone(config: UnimodalARConfig) -> NativeBackbone | HostedBackbone:

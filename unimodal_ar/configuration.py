@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from dataclasses import field, fields
 from typing import Any
 
+import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .layout import Layout
 from .modality import ModalityOptions, parse_modality
 from .schema import unknown_key
 
@@ -225,8 +227,25 @@ class UnimodalARConfig(StrictConfig):
         if isinstance(self.backbone, UnimodalARDecoderConfig) and self.backbone.position_axes is None:
             # An axis along which no grid extends would waste its channels. Along t there are always segments.
             self.backbone.position_axes = [1.0, *map(float, self.used_axes[1:])]
+        for name, option in options.items():
+            self._check_places(name, option)
         self._settle_conditioning([name for name, option in options.items() if option.conditioning])
         super().__post_init__(**kwargs)
+
+    def _check_places(self, name: str, option: ModalityOptions) -> None:
+        """Raises ValueError where nothing tells positions of a block apart before their values are known."""
+        backbone, objective = self.backbone, option.built_objective
+        blind = isinstance(backbone, UnimodalARDecoderConfig) and backbone.position == "none"
+        if not blind or backbone.conditioning_positions or option.absolute_positions:
+            return
+        if objective is None or objective.reads_sources:
+            return
+        block: Any = option.layout.block
+        if max(Layout.from_grid(option.grid, option.layout.order, block, torch.Generator()).block_sizes) > 1:
+            raise ValueError(
+                f"backbone.position is 'none'; under block diffusion with blocks of several elements modality {name!r} "
+                "needs positions ('rope', 'sinusoidal', or its absolute_positions), for masked elements look alike"
+            )
 
     def _settle_conditioning(self, conditioning: list[str]) -> None:
         """The size of the conditioning vector is the width: it is the sum of embeddings."""

@@ -323,8 +323,8 @@ class UnimodalARDecoder(UnimodalARPreTrainedModel):
             conditioning: [B, C], or [B, L or 1, C] where it differs by position; needed iff `conditioning_size` is set.
 
         Raises:
-            ValueError: conditioning is missing, or given to a decoder without adaptive norms; more positions than
-                `conditioning_positions`.
+            ValueError: conditioning is missing, or given to a decoder without adaptive norms; more places in the
+                sequence than `conditioning_positions`.
         """
         if (conditioning is None) != (self.modulation is None):
             raise ValueError(
@@ -335,10 +335,11 @@ class UnimodalARDecoder(UnimodalARPreTrainedModel):
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:
             position_ids = torch.arange(past, past + length, device=device)[None]
-        if conditioning is not None:
-            conditioning = self._conditioning(conditioning, position_ids, past + length)
         if attention_mask is None:
             attention_mask = AttentionPattern(torch.arange(past + length, device=device), length, sequential=True)
+        if conditioning is not None:
+            places = attention_mask.places if isinstance(attention_mask, AttentionPattern) else None
+            conditioning = self._conditioning(conditioning, position_ids, past + length if places is None else places)
         is_causal = False
         if isinstance(attention_mask, AttentionPattern):
             attention_mask, is_causal = attention_mask.resolve(self.config._attn_implementation or "eager")

@@ -102,6 +102,11 @@ def check_fit(adapter: TimeSeriesAdapter, options: ModalityOptions) -> int:
             f"layout of {adapter.modality!r} is {options.layout.model_dump()}; forecasting needs raster order and "
             "blocks of one size"
         )
+    if len(sizes) == 1:
+        raise ValueError(
+            f"layout of {adapter.modality!r} is {options.layout.model_dump()}, one block on the grid "
+            f"{list(options.grid)}; a forecaster needs at least two, a past and a future"
+        )
     block = sizes[0]
     lookback = adapter.options.lookback or patch * block
     if lookback % (patch * block):

@@ -48,6 +48,7 @@ class AttentionPattern:
         sequential: every query is a block of its own.
         single: all queries are one block.
         noisy: [k] bool, True for noisy copies; None: there is none.
+        places: of the sequence, which noisy copies share with their blocks; None: as many as keys.
     """
 
     block: Tensor
@@ -56,6 +57,7 @@ class AttentionPattern:
     sequential: bool = False
     single: bool = False
     noisy: Tensor | None = None
+    places: int | None = None
 
     @property
     def is_full(self) -> bool:
@@ -69,23 +71,29 @@ class AttentionPattern:
 
     def dense(self) -> Tensor:
         """[B or 1, 1, q, k] bool, True = may attend."""
-        start = len(self.block) - self.queries
+        return self._mask(slice(0, self.queries), slice(0, len(self.block)))
+
+    def _mask(self, queries: slice, keys: slice | Tensor) -> Tensor:
+        """[B or 1, 1, queries, keys] bool."""
         own = torch.arange(len(self.block), device=self.block.device)
-        mask = self._allowed(own[start:, None], own[None, :])[None, None]
+        query, key = own[len(own) - self.queries :][queries, None], own[keys][None, :]
+        mask = self._allowed(query, key)[None, None]
         if self.valid is not None:
-            mask = (mask & self.valid[:, None, None, :]) | (own[start:, None] == own[None, :])
+            mask = (mask & self.valid[:, None, None, keys]) | (query == key)
         return mask
 
     def tiles(self, size: int) -> list[Tile]:
         """The same in runs of `size` queries, without the keys that a run does not see. (Of the pairs of two streams
         that leaves less than a half, where a kernel with a dense mask computes all of them.)"""
-        mask, tiles = self.dense(), []
-        for start in range(0, self.queries, size):
-            queries = slice(start, min(start + size, self.queries))
-            seen = mask[:, 0, queries].any(1).any(0).nonzero().flatten()
+        runs = [slice(start, min(start + size, self.queries)) for start in range(0, self.queries, size)]
+        every, tiles = slice(0, len(self.block)), []
+        # Twice, for the whole mask would take a multiple of the memory; and one wait for the device, not one per tile.
+        visible = torch.stack([self._mask(queries, every)[:, 0].flatten(0, 1).any(0) for queries in runs]).cpu()
+        for queries, row in zip(runs, visible, strict=True):
+            seen = row.nonzero().flatten()
             first, last = int(seen[0]), int(seen[-1]) + 1
-            keys: slice | Tensor = slice(first, last) if last - first == len(seen) else seen
-            tiles.append(Tile(queries, keys, mask[:, :, queries][..., keys].contiguous()))
+            keys = slice(first, last) if last - first == len(seen) else seen.to(self.block.device)
+            tiles.append(Tile(queries, keys, self._mask(queries, keys)))
         return tiles
 
     def flex(self) -> Any:

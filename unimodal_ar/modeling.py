@@ -85,6 +85,10 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         self.objectives: dict[str, Objective] = {}
         for name, options in generated.items():
             self.objectives[name] = cast(Objective, options.built_objective)
+            if self.backbone.obstacle is not None and not self.objectives[name].reads_sources:
+                raise ValueError(
+                    f"{self.backbone.obstacle}; block diffusion of {name!r} needs one with attention in every layer"
+                )
         self.curricula = {name: Curriculum() for name in generated}
         self.post_init()
 
@@ -113,6 +117,17 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
         model.backbone.freeze_unused()
         return loaded
+
+    def new_modules(self) -> list[str]:
+        """Names of the modules that a pretrained backbone does not bring along: embeddings, heads, and, where there
+        are any, what tells the backbone noise levels, coordinates and conditioning. They start from chance or from
+        zero, so that LoRA has to train them in full: `LoraConfig(..., modules_to_save=model.new_modules())`. (Without
+        what carries the noise level, for example, a denoiser would never learn how much noise there is.)"""
+        names = [f"{kind}.{name}" for kind in ("embeddings", "heads") for name in getattr(self, kind)]
+        ends = ("level", "coordinates", "modulation", "conditioning_table")
+        return names + [
+            f"backbone.{name}" for name, _ in self.backbone.named_modules() if name.rpartition(".")[2] in ends
+        ]
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of the first modality: continuous models have no single token table."""

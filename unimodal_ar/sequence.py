@@ -108,6 +108,7 @@ class Cursor:
             queries=len(new),
             valid=self.valid,
             noisy=self.noisy,
+            places=reach,
             sequential=self.noisy is None and all(part.sequential for part in parts),
             single=len(parts) == 1 and parts[0].single,
         )

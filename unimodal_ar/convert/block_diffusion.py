@@ -148,13 +148,7 @@ def _turn(
 
 def _can_restore(model: UnimodalARForGeneration, name: str) -> None:
     """Raises ValueError where the backbone cannot serve block diffusion of a modality."""
-    backbone: Any = model.backbone
     config = model.config.backbone
-    if not backbone.takes_masks:
-        raise ValueError(
-            f"a {config.model_type} backbone keeps a state instead of attending; block diffusion of {name!r} needs one "
-            "with attention"
-        )
     if getattr(config, "conditioning_positions", None):
         raise ValueError(
             f"backbone.conditioning_positions is {config.conditioning_positions}, norms that follow the place in the "

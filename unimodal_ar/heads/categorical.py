@@ -72,6 +72,10 @@ class CategoricalHead(Head):
         """[...] exact negative log-likelihood in nats, summed over an element's observed codes."""
         return -self.log_prob(hidden, target, observed)
 
+    def max_log_prob(self, hidden: Tensor) -> Tensor:
+        """[...] log-probability in nats of the most probable codes."""
+        return self.logits(hidden).log_softmax(-1).amax(-1).sum(-1)
+
     def entropy(self, hidden: Tensor) -> Tensor:
         """[...] in nats, summed over an element's codes."""
         log_prob = self.logits(hidden).log_softmax(-1)

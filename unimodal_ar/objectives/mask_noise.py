@@ -7,7 +7,7 @@ Shapes: B examples, N elements of a segment, n of a block.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,28 +77,31 @@ class MaskNoise(Noise):
         for number in range(passes):
             # A stream for each pass: whether it is run depends on the other samples, too.
             now = Pass(number, passes, masked, initially, generator.numbered(number))
-            chosen = sampler.drawn(now)
+            chosen = sampler.candidates(now)
             rows, places = chosen.nonzero(as_tuple=True)
             if not len(rows):
                 continue
             if alone:
                 decoding.progress = number / max(passes - 1, 1)
             hidden = tuple(states[rows, places] for states in restore(Noisy(values, masked=masked)))
-            elements = now.noise.at(rows, places)
-            drawn = decoding.sample(head, hidden, generator=elements, **sampling).to(values.dtype)
-            values, before = values.index_put((rows, places), drawn), values
+            drawn = None
+            if sampler.asks == "log_prob":
+                drawn = decoding.sample(head, hidden, generator=now.noise.at(rows, places), **sampling)
             if sampler.asks is not None:
-                asked = self._asked(sampler, decoding, head, hidden, drawn)
+                asked = _asked(sampler.asks, head, decoding.guide(hidden), drawn)
                 asked = asked.new_zeros(masked.shape).index_put((rows, places), asked)
                 chosen = sampler.shown(replace(now, asked=asked))
-                values = torch.where(chosen if values.dim() == 2 else chosen[..., None], values, before)
+                kept = chosen[rows, places]
+                rows, places, hidden = rows[kept], places[kept], tuple(states[kept] for states in hidden)
+                drawn = None if drawn is None else drawn[kept]
+            if drawn is None:
+                drawn = decoding.sample(head, hidden, generator=now.noise.at(rows, places), **sampling)
+            values = values.index_put((rows, places), drawn.to(values.dtype))
             masked = masked & ~chosen
         return values if known.dim() == 2 else torch.where(known, given, values)
 
-    def _asked(
-        self, sampler: Sampler, decoding: Decoding, head: Any, hidden: tuple[Tensor, ...], drawn: Tensor
-    ) -> Tensor:
-        """[k], of the guided hidden states. (For heads that guide their logits it approximates what was drawn from; it
-        only decides what is shown first.)"""
-        arguments = (drawn,) if sampler.asks == "log_prob" else ()
-        return getattr(head, cast(str, sampler.asks))(decoding.guide(hidden), *arguments)
+
+def _asked(what: str, head: Any, hidden: Tensor, drawn: Tensor | None) -> Tensor:
+    """[k], of guided hidden states. (For heads that guide their logits it approximates what is drawn from; it only
+    decides what is shown first.)"""
+    return getattr(head, what)(hidden, *([] if drawn is None else [drawn]))

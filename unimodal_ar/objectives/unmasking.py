@@ -28,7 +28,7 @@ class Pass:
         masked: [B, n] bool, what is still hidden.
         initially: [B] long, how many elements were hidden before the first pass.
         noise: source of randomness.
-        asked: [B, n], what the sampler asks the head for, of the values drawn in this pass; None: nothing.
+        asked: [B, n], what the sampler asks the head for, of what is still hidden; None: nothing.
     """
 
     number: int
@@ -57,15 +57,14 @@ class Pass:
 class Sampler(Strict):
     """Chooses what is shown. In the last pass that is everything."""
 
-    asks: ClassVar[str | None] = None  # for what the head must be able to tell: "log_prob" or "entropy"
-    of_codes: ClassVar[bool] = False  # that must be a probability, not a density
+    asks: ClassVar[str | None] = None  # what the head must be able to tell: its method of that name
 
     def passes(self, steps: int | None, n: int) -> int:
         """Over a block of n elements."""
         return n if steps is None else min(steps, n)
 
-    def drawn(self, now: Pass) -> Tensor:
-        """[B, n] bool: what has to be drawn in this pass. (Its `asked` is None yet.)"""
+    def candidates(self, now: Pass) -> Tensor:
+        """[B, n] bool: what may be shown in this pass. (Its `asked` is None yet.)"""
         return now.masked if self.asks else self.shown(now)
 
     def cold(self) -> Sampler:
@@ -126,7 +125,7 @@ class Confidence(Sampler):
     def cold(self) -> Sampler:
         return self.model_copy(update={"randomness": 0.0})
 
-    def drawn(self, now: Pass) -> Tensor:
+    def candidates(self, now: Pass) -> Tensor:
         return now.masked & (now.due(self.curve) > 0)[:, None]
 
     def shown(self, now: Pass) -> Tensor:
@@ -137,11 +136,11 @@ class Confidence(Sampler):
 
 
 class Threshold(Sampler):
-    """All values at least as probable as `probability`, so that easy blocks take few passes, and at least as many as
-    are due (SDAR, arXiv 2510.06303; Fast-dLLM, arXiv 2505.22618)."""
+    """All elements whose most probable value has at least `probability`, so that easy blocks take few passes, and at
+    least the surest one (Fast-dLLM, arXiv 2505.22618; SDAR, arXiv 2510.06303), or as many as are due. Which are shown
+    does not depend on what is drawn of them, so that at temperature 1, too, each is drawn from its own distribution."""
 
-    asks = "log_prob"
-    of_codes = True
+    asks = "max_log_prob"
 
     kind: Literal["threshold"] = "threshold"
     probability: float = Field(0.9, gt=0, le=1)
@@ -149,12 +148,13 @@ class Threshold(Sampler):
     def shown(self, now: Pass) -> Tensor:
         assert now.asked is not None
         sure = now.masked & (now.asked >= math.log(self.probability))
-        return sure | now.first(now.asked, now.due("linear"))
+        return sure | now.first(now.asked, now.due("linear").clamp(min=1))
 
 
 class EntropyBound(Sampler):
     """The surest elements, as many as can be drawn independently at little loss: the sum of their entropies without the
-    largest is at most `bound` nats (EB-Sampler, arXiv 2505.24857, equation 8), and at least as many as are due."""
+    largest is at most `bound` nats (EB-Sampler, arXiv 2505.24857, equation 8), which one always is, or as many as are
+    due."""
 
     asks = "entropy"
 
@@ -196,12 +196,11 @@ def build_sampler(written: dict[str, Any] | None, head: Head) -> Sampler:
     if not _goes_with(sampler, head):
         able = [name for name, other in SAMPLERS.items() if _goes_with(other, head)]
         raise ValueError(
-            f"sampler.kind is {kind!r}, which asks the head for its {sampler.asks} of codes; {type(head).__name__} has "
-            f"none, and goes with {able}"
+            f"sampler.kind is {kind!r}, which asks the head for its {sampler.asks}; {type(head).__name__} has none, "
+            f"and goes with {able}"
         )
     return sampler
 
 
 def _goes_with(sampler: Sampler | type[Sampler], head: Head) -> bool:
-    able = sampler.asks is None or hasattr(head, sampler.asks)
-    return able and (not sampler.of_codes or head.element_kind == "discrete")
+    return sampler.asks is None or hasattr(head, sampler.asks)
