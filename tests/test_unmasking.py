@@ -341,7 +341,7 @@ DISTRIBUTIONS: list[tuple[dict[str, Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("written", "distribution"), DISTRIBUTIONS, ids=str)
+@pytest.mark.parametrize(("written", "distribution"), DISTRIBUTIONS, ids=[str(written) for written, _ in DISTRIBUTIONS])
 def test_levels_follow_their_distributions(written: dict[str, Any], distribution: Any) -> None:
     u = torch.rand(4000, dtype=torch.float64)
     drawn = parse_levels(written).quantile(u).numpy()
