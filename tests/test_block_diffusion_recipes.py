@@ -180,10 +180,18 @@ def test_rolling_forecasts_take_steps() -> None:
         (codes_recipe, {"sampler": {"kind": "heun"}}, "evaluation.sampler is {'kind': 'heun'}; for mask noise it must"),
         (codes_recipe, {"sampler": {"kind": "threshold", "p": 1}}, "evaluation.sampler has an unknown key 'p'"),
         (codes_recipe, {"likelihood_draws": 1}, "evaluation.likelihood_draws is 1: "),
-        (vectors_recipe, {"sampler": {"kind": "threshold"}}, "evaluation.sampler.kind is 'threshold': "),
+        (
+            vectors_recipe,
+            {"sampler": {"kind": "threshold"}},
+            "evaluation.sampler is {'kind': 'threshold'}; for Gaussian noise it must",
+        ),
         (vectors_recipe, {"head_steps": 3}, "evaluation.head_steps is 3; RegressionHead draws in one step"),
         (series_recipe, {"head_steps": [3, 2]}, "evaluation.head_steps is (3, 2); RegressionHead draws in one step"),
-        (series_recipe, {"sampler": {"kind": "confidence"}}, "evaluation.sampler.kind is 'confidence': "),
+        (
+            series_recipe,
+            {"sampler": {"kind": "confidence"}},
+            "evaluation.sampler is {'kind': 'confidence'}; for Gaussian noise it must",
+        ),
     ],
 )
 def test_sampling_that_cannot_be_is_told_before_training(

@@ -91,8 +91,9 @@ class UnimodalARGenerationConfig(GenerationConfig):
     Args:
         num_samples: samples per example.
         steps: denoising passes per block, for block diffusion: a number, or [first, last] for numbers that change
-            linearly from the first block that is drawn to the last (DiSA, arXiv 2505.20297). None: as many as a block
-            has elements for mask noise, which draws from the model's own distribution; 20 for Gaussian noise.
+            linearly from the first block that is drawn to the last (DiSA, arXiv 2505.20297; of a single block the
+            first number holds). None: as many as a block has elements for mask noise, which draws from the model's own
+            distribution; 20 for Gaussian noise.
         head_steps: evaluations of a head that draws in several, a number or [first, last] (in a single block: from its
             first pass to its last); None: the head's default.
         sampler: how block diffusion goes from pass to pass, `{kind: ...}` with the sampler's own keys. For mask noise

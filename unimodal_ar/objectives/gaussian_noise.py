@@ -90,8 +90,6 @@ class GaussianNoise(Noise):
         passes through the same times as the rest, which approximates the distribution given it."""
         check_temperature(temperature)
         assert not sampling, "the generation config lets none through"
-        if steps is not None and alone and steps.first != steps.last:
-            raise ValueError(f"steps is {steps}; there is a single block to draw, so it must be one number")
         wide = values.to(torch.promote_types(values.dtype, torch.float32))  # times would be rounded, too
         noise = (temperature * normal(values.shape, generator, values.device)).to(wide.dtype)
         passes = DEFAULT_STEPS if steps is None else steps.at(decoding.progress)
