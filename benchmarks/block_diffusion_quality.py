@@ -45,6 +45,10 @@ GAUSSIAN = [
     f"{digits.LAYOUT}={{block: row}}",
 ]
 THRESHOLDS = {f"threshold {p}": {"sampler": {"kind": "threshold", "probability": p}} for p in (0.9, 0.7, 0.5)}
+THRESHOLDS |= {
+    f"threshold {p}, random order": {"sampler": {"kind": "threshold", "probability": p, "order": "random"}}
+    for p in (0.5, 0.3, 0.2)
+}
 BOUNDS = {f"entropy bound {b}": {"sampler": {"kind": "entropy_bound", "bound": b}} for b in (0.1, 0.5, 1.0)}
 
 # Model -> (what it changes in the recipe, name of a way to draw -> arguments).
@@ -67,7 +71,8 @@ DIGITS: dict[str, tuple[list[str], dict[str, dict[str, Any]]]] = {
         {str(steps): {"steps": steps} for steps in (50, 20, 10, 5)}
         | {f"{a} to {b}": {"steps": [a, b]} for a, b in ((50, 5), (20, 2), (10, 1))}
         | {"Heun, 20": {"steps": 20, "sampler": {"kind": "heun"}}}
-        | {f"Heun, {a} to {b}": {"steps": [a, b], "sampler": {"kind": "heun"}} for a, b in ((20, 6), (16, 4), (12, 2))},
+        | {f"Heun, {a} to {b}": {"steps": [a, b], "sampler": {"kind": "heun"}} for a, b in ((20, 6), (16, 4), (12, 2))}
+        | {"Heun, shift 0.5, 24 to 8": {"steps": [24, 8], "sampler": {"kind": "heun", "shift": 0.5}}},
     ),
 }
 

@@ -157,6 +157,37 @@ def test_threshold_against_a_loop(probability: float) -> None:
         left &= ~shown[number]
 
 
+@pytest.mark.parametrize("probability", [0.2, 0.6, 0.95])
+def test_threshold_in_random_order_against_a_loop(probability: float) -> None:
+    n, passes = 8, 8
+    masked, asked = some_masked(n), torch.rand(ROWS, n).double().log()
+    shown = history(make("threshold", probability=probability, order="random"), masked, passes, asked)
+    source, left = noise(), masked.clone()
+    for number in range(passes):
+        u = source.uniform((ROWS, n))
+        for row in range(ROWS):
+            candidates = sorted((i for i in range(n) if left[row, i]), key=lambda i: -float(u[row, i]))
+            count = max(len(candidates) - int(masked[row].sum()) * (passes - number - 1) // passes, 1)
+            while count < len(candidates) and all(
+                asked[row, i].exp() >= probability for i in candidates[1 : count + 1]
+            ):
+                count += 1
+            assert set(shown[number][row].nonzero().flatten().tolist()) == set(candidates[:count])
+        left &= ~shown[number]
+
+
+def test_threshold_in_random_order_shows_any_element_first() -> None:
+    """As often as any other, however sure it is; and at temperature 0 the surest, as without it."""
+    sampler = make("threshold", probability=0.5, order="random")
+    asked = torch.tensor([0.9, 0.4, 0.1]).log().expand(3000, 3)
+    masked = torch.ones(3000, 3, dtype=torch.bool)
+    alone = [now for now in history(sampler, masked, 3, asked)[0] if now.sum() == 1]
+    counts = torch.stack(alone).sum(0)  # two of the six orders go on with the sure element
+    assert stats.chisquare(counts, np.array([2, 1, 1]) / 4 * len(alone)).pvalue > P_VALUE
+    cold = history(sampler.cold(), masked[:1], 3, asked[:1])
+    assert [now[0].tolist() for now in cold] == torch.eye(3).bool().tolist()
+
+
 @pytest.mark.parametrize("bound", [0.1, 0.5, 2.0])
 def test_entropy_bound_against_a_loop(bound: float) -> None:
     """The largest set of least entropies whose sum, without the largest of them, is at most the bound."""

@@ -138,17 +138,30 @@ class Confidence(Sampler):
 class Threshold(Sampler):
     """All elements whose most probable value has at least `probability`, so that easy blocks take few passes, and at
     least the surest one (Fast-dLLM, arXiv 2505.22618; SDAR, arXiv 2510.06303), or as many as are due. Which are shown
-    does not depend on what is drawn of them, so that at temperature 1, too, each is drawn from its own distribution."""
+    does not depend on what is drawn of them, so that at temperature 1, too, each is drawn from its own distribution.
+
+    With order "random" it is the first element of a random order, and those after it up to the first unsure one: blocks
+    are uncovered in the orders of training, not from what is easy to what is hard. (At temperature 0 "sure" holds.)"""
 
     asks = "max_log_prob"
 
     kind: Literal["threshold"] = "threshold"
     probability: float = Field(0.9, gt=0, le=1)
+    order: Literal["sure", "random"] = "sure"
+
+    def cold(self) -> Sampler:
+        return self.model_copy(update={"order": "sure"})
 
     def shown(self, now: Pass) -> Tensor:
         assert now.asked is not None
         sure = now.masked & (now.asked >= math.log(self.probability))
-        return sure | now.first(now.asked, now.due("linear").clamp(min=1))
+        due = now.due("linear").clamp(min=1)
+        if self.order == "sure":
+            return sure | now.first(now.asked, due)
+        scores = now.noise.uniform(now.masked.shape)
+        order = scores.masked_fill(~now.masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        run = sure.gather(1, order)[:, 1:].long().cumprod(1).sum(1)
+        return now.first(scores, due.maximum(1 + run))
 
 
 class EntropyBound(Sampler):
