@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from .audio import AudioAdapter, AudioClip, AudioSource, read_audios
 from .base import ADAPTERS, Adapter, AdapterOptions, AutoAdapter, load_adapters, register_adapter
-from .image import ImageAdapter
-from .images import ImageSource, read_images
+from .image import ImageAdapter, ImageSource, read_images
 from .label import LabelAdapter
-from .series import Series, read_series
-from .timeseries import SeriesSegment, TimeSeriesAdapter, last_steps, stack_series
+from .timeseries import Series, SeriesSegment, TimeSeriesAdapter, last_steps, read_series, stack_series
 
 __all__ = [
     "ADAPTERS",
     "Adapter",
     "AdapterOptions",
+    "AudioAdapter",
+    "AudioClip",
+    "AudioSource",
     "AutoAdapter",
     "ImageAdapter",
     "ImageSource",
@@ -22,6 +24,7 @@ __all__ = [
     "TimeSeriesAdapter",
     "last_steps",
     "load_adapters",
+    "read_audios",
     "read_images",
     "read_series",
     "register_adapter",

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
 from ..schema import Strict, parse
-from ..segment import Segment
+from ..segment import Grid, Segment
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CONFIG_NAME = "processor_config.json"
+# What adapters carry in folders of their own, see `part_folder`.
+PARTS = ("tokenizer", "vocoder")
 
 AdapterType = TypeVar("AdapterType", bound="Adapter")
 
@@ -31,10 +37,14 @@ class Adapter(ABC):
 
     A subclass is registered with `register_adapter(kind)`, declares the arguments of its constructor as the schema
     `Options`, and sets `options` to the checked values.
+
+    Attributes:
+        suffixes: of the files that `save` writes, in lower case with the point; () where it writes none.
     """
 
     Options: ClassVar[type[AdapterOptions]] = AdapterOptions
     kind: ClassVar[str]  # its name in ADAPTERS, set by register_adapter
+    suffixes: ClassVar[tuple[str, ...]] = ()
     options: AdapterOptions
 
     @property
@@ -62,6 +72,84 @@ class Adapter(ABC):
             ValueError: this adapter's raw data have no file of their own.
         """
         raise ValueError(f"{type(self).__name__} of {self.modality!r} writes no files; decode returns its raw data")
+
+    def picture(self, raw: Any) -> Image.Image | None:
+        """Raw data, as `decode` returns them, to be looked at; None: what `save` writes is a picture already, or there
+        is none."""
+        return None
+
+    def parse(self, text: str) -> Any:
+        """What `encode` takes, from a word of a command line: the text itself, a path say."""
+        return text
+
+    @property
+    def optional(self) -> bool:
+        """Whether `encode(None)` tells the only thing there is to tell, so that a context may be left out."""
+        return False
+
+    def grid_for(self, seconds: float | None = None) -> Grid | None:
+        """The grid of what is to be drawn; None: the modality's own in the model.
+
+        Args:
+            seconds: how long it is; None: as long as the adapter's raw data are.
+
+        Raises:
+            ValueError: raw data of this kind have no length in seconds.
+        """
+        if seconds is not None:
+            raise ValueError(
+                f"{self.modality!r} is of the kind {self.kind!r}, which has no length in seconds; leave seconds and "
+                "window out"
+            )
+        return getattr(self, "grid", None)
+
+    def complete(self, given: Any, mask: Any = None, seconds: float | None = None) -> Segment:
+        """A segment to be completed: `observed` marks what is kept of `given`.
+
+        Args:
+            given: raw data; None: a mask was given without.
+            mask: which of it to draw anew, in the form that the adapter says.
+            seconds: how long the whole is, as for `grid_for`.
+
+        Raises:
+            ValueError: this adapter completes nothing, or an argument does not fit.
+        """
+        raise ValueError(
+            f"{'mask' if given is None else 'given'} is for what can be completed, images or audio say; "
+            f"{self.modality!r} is of the kind {self.kind!r}"
+        )
+
+    def stream(self, segments: Iterable[Segment]) -> Iterator[Any]:
+        """Raw data of a segment that is being drawn, which `segments` show as they grow (see the model's `stream`):
+        everything so far, each time, unless the adapter says that it yields what is new."""
+        for segment in segments:
+            yield self.decode(segment)
+
+    def save_stream(self, parts: Iterable[Any], path: str | os.PathLike[str]) -> Iterator[str]:
+        """Writes what `stream` yields to one file, as it comes; the file is whole at any moment. Yields after each part
+        how far it is, in words ("1.5 s of 10.0 s"), or "".
+
+        Raises:
+            ValueError: as `save`.
+        """
+        for raw in parts:
+            self.save(raw, path)
+            yield ""
+
+    @property
+    def modules(self) -> list[Any]:
+        """The frozen modules that the adapter carries, each with `to(device)` and `device`."""
+        return []
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What was read to make the adapter: key of its configuration ("elements.path") -> path."""
+        return {}
+
+    @property
+    def folders(self) -> list[str]:
+        """The names of the folders that `save_files` writes."""
+        return []
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON-able values."""
@@ -115,6 +203,24 @@ class Adapter(ABC):
                 f"modality is {modality!r}; the adapters of type {cls.__name__} in {directory} are {sorted(found)}"
             )
         return found[modality]
+
+
+def part_folder(modality: str, part: str) -> str:
+    """What the folder is called, beside the adapter of a modality, in which one of its `PARTS` is saved."""
+    assert part in PARTS
+    return f"{modality}_{part}"
+
+
+def save_part(folder: Path, name: str, part: Any) -> None:
+    """Has `part.save_pretrained` write the sub-folder `name`; one that is there is replaced when the new one is
+    complete."""
+    temporary = folder / f".{name}.{uuid.uuid4().hex}"
+    try:
+        part.save_pretrained(temporary)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        os.replace(temporary, folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 ADAPTERS: dict[str, type[Adapter]] = {}

@@ -66,6 +66,16 @@ class LabelAdapter(Adapter):
     def element(self) -> dict[str, Any]:
         return {"kind": "discrete", "vocab_size": len(self.names)}
 
+    @property
+    def optional(self) -> bool:
+        return len(self.names) == 1
+
+    def parse(self, text: str) -> Any:
+        """One label, or several with commas between them, by name or number."""
+        if text in self.names:  # which may hold commas of its own
+            return text
+        return [int(part) if _is_number(part) and part not in self.names else part for part in text.split(",")]
+
     def encode(self, labels: Label | Sequence[Label] | np.ndarray | Tensor | None = None) -> Segment:
         """Labels -> values long [B, 1].
 
@@ -75,7 +85,7 @@ class LabelAdapter(Adapter):
         Raises:
             ValueError: a label that is no class, an empty list, None with several classes.
         """
-        if labels is None and len(self.names) == 1:
+        if labels is None and self.optional:
             labels = 0
         if labels is None:
             raise ValueError(f"{self.modality} is missing; {self._legal()}")
@@ -118,3 +128,8 @@ class LabelAdapter(Adapter):
         listed = ", ".join(f"{code} {name!r}" for code, name in enumerate(self.names[:LISTED]))
         more = f" and {count - LISTED} more, up to {count - 1}" if count > LISTED else ""
         return f"this adapter knows the classes {listed}{more}"
+
+
+def _is_number(text: str) -> bool:
+    """Of ASCII digits: `int` would read those of other scripts, too."""
+    return text.isascii() and text.isdecimal()

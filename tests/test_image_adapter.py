@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unimodal_ar.adapters import ImageAdapter, TimeSeriesAdapter, read_images
-from unimodal_ar.adapters import palette as palette_module
-from unimodal_ar.adapters.palette import fit_palette, nearest
+from unimodal_ar.adapters.image import palette as palette_module
+from unimodal_ar.adapters.image.palette import fit_palette, nearest
 from unimodal_ar.adapters.tokenizers import ImageTokenizer
 from unimodal_ar.segment import Segment
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..pictures import nearest_sizes
+from ..image.pictures import nearest_sizes
 
 TokenizerType = TypeVar("TokenizerType", bound="ImageTokenizer")
 

@@ -17,9 +17,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..schema import parse
-from ..segment import Segment
-from .base import Adapter, AdapterOptions, register_adapter
+from ...schema import parse
+from ...segment import Segment
+from ..base import Adapter, AdapterOptions, register_adapter
 from .scaling import first_row, location_scale
 
 Array = ArrayLike | Tensor

@@ -13,10 +13,10 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from ..schema import Strict
+from ...schema import Strict
+from ..tokenizers import ImageTokenizer
 from .palette import nearest
 from .pictures import nearest_sizes
-from .tokenizers import ImageTokenizer
 
 # Images that a tokenizer is given at a time: its activations, unlike pixels and codes, do not fit for many.
 TOKENIZED = 32

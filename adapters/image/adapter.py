@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from ..schema import parse
-from ..segment import Segment
-from .base import Adapter, AdapterOptions, register_adapter
+from ...schema import parse
+from ...segment import Segment
+from ..base import Adapter, AdapterOptions, part_folder, register_adapter, save_part
+from ..tokenizers import ImageTokenizer, load_tokenizer
+from .masks import drawn_elements, read_mask
 from .palette import fit_palette
 from .pictures import check_array, montage, open_picture, to_picture, to_pixels, write_png
 from .pixels import PIXEL_CODECS, Codec, Elements, PaletteElements, TokenizerElements, tokenizer_codec
-from .tokenizers import ImageTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from PIL import Image
 
 # What stands where an element of a segment is not observed.
 UNKNOWN = 128
-
-
-def tokenizer_folder(modality: str) -> str:
-    """What the folder is called in which the tokenizer of a modality's adapter is saved, beside the adapter."""
-    return f"{modality}_tokenizer"
 
 
 @register_adapter("image")
@@ -71,6 +65,7 @@ class ImageAdapter(Adapter):
         modality: str = Field("image", min_length=1)
 
     options: Options
+    suffixes: ClassVar[tuple[str, ...]] = (".png",)
 
     def __init__(
         self,
@@ -129,6 +124,18 @@ class ImageAdapter(Adapter):
         """Where the tokenizer was read from; None: there is none, or it was given as an object."""
         elements = self.options.elements
         return elements.path if isinstance(elements, TokenizerElements) else None
+
+    @property
+    def modules(self) -> list[Any]:
+        return [] if self.tokenizer is None else [self.tokenizer]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        return {} if self.tokenizer_path is None else {"elements.path": self.tokenizer_path}
+
+    @property
+    def folders(self) -> list[str]:
+        return [] if self.tokenizer is None else [part_folder(self.modality, "tokenizer")]
 
     def fit(self, pixels: Tensor, seed: int = 0) -> None:
         """Learns the palette from uint8 [B, H, W, C] by k-means (`fit_palette`); one that is there is replaced.
@@ -202,6 +209,30 @@ class ImageAdapter(Adapter):
         """A segment -> one PIL image (mode L or RGB) for each example of the batch."""
         return [to_picture(pixels) for pixels in self.decode_pixels(segment)]
 
+    def complete(self, given: Any, mask: Any = None, seconds: float | None = None) -> Segment:
+        """Images to be completed (inpainting, outpainting).
+
+        They are encoded with mid-grey where `mask` draws anew, so nothing that is kept depends on what was there; but
+        codes or latents of a tokenizer, which sees around each, depend on the grey near the mask's edge.
+
+        Args:
+            given: images as `pixels` takes them.
+            mask: as `masks.read_mask` takes it. An element is drawn whole where any of its pixels is to be drawn.
+            seconds: None; images have no length.
+
+        Raises:
+            ValueError: one of `given` and `mask` is missing, a mask that fits neither size or keeps every pixel.
+        """
+        self.grid_for(seconds)  # which refuses seconds
+        if given is None or mask is None:
+            one, other = ("given", "mask") if mask is None else ("mask", "given")
+            raise ValueError(f"{one} comes without {other}; completing takes both, an image and what to draw of it")
+        drawn = read_mask(mask, given, self.size)
+        # A tokenizer's codes tell of pixels around their cell, of which those that are drawn anew must not be told.
+        segment = self.encode_pixels(self.pixels(given).masked_fill(drawn[..., None], UNKNOWN))
+        keep = ~drawn_elements(drawn, segment.grid)
+        return segment.replace(observed=keep.expand(segment.batch_size, -1))
+
     def save(self, raw: Any, path: str | os.PathLike[str]) -> None:
         """Writes one PNG, whole or not at all: a single image as it is; several in a grid as square as possible, row by
         row, with thin grey lines between them, small ones enlarged by a whole factor (nearest neighbour) to be seen.
@@ -220,14 +251,8 @@ class ImageAdapter(Adapter):
         config = self.config()
         if self.tokenizer is None:
             return config
-        name = tokenizer_folder(self.modality)
-        temporary = folder / f".{name}.{uuid.uuid4().hex}"
-        try:
-            self.tokenizer.save_pretrained(temporary)
-            shutil.rmtree(folder / name, ignore_errors=True)
-            os.replace(temporary, folder / name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        (name,) = self.folders
+        save_part(folder, name, self.tokenizer)
         return {**config, "elements": {**config["elements"], "path": name}}
 
     def _make_codec(self) -> Codec:

@@ -1,0 +1,385 @@
+"""Audio as elements: codes of samples, patches of samples or of log-mel spectrograms, or codes of a frozen codec."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ...schema import parse
+from ...segment import Grid, Segment
+from ..base import Adapter, AdapterOptions, part_folder, register_adapter, save_part
+from .clips import RATES, AudioClip, WaveWriter, check_path, open_clip, resample, to_channels, to_loudness
+from .codecs import AudioTokenizer
+from .continuing import continued, heard, redrawn, streamed
+from .mels import MelElements, filled
+from .parts import find_tokenizer, find_vocoder, make_codec
+from .vocoders import Vocoder
+from .wave_codec import WaveCodec
+from .waveforms import Elements
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Seconds of silence between two clips in one file.
+PAUSE = 0.5
+
+
+@register_adapter("audio")
+class AudioAdapter(Adapter):
+    """Clips of one length <-> elements on the grid (steps, 1, W), whose T axis is time.
+
+    A wave is float32 [C, S], 1 is full scale. Files are read at any rate and brought to the adapter's: mono is the mean
+    of stereo, stereo is mono twice, and more channels are refused; `loudness` scales a clip, after that. Nothing is
+    clipped before PCM is written; see `clips`.
+
+    `elements` says what an element is; `kind` is one of
+
+    - "mulaw": a code for each sample, see `MuLawElements` for what is lost. Values [B, N], or [B, N, K].
+    - "waveform": the samples of a patch, [B, N, D], exact.
+    - "mel": a patch of the log-mel spectrogram, [B, N, D], of which a vocoder or Griffin-Lim makes waves; see
+      `MelElements`.
+    - "codec": the codes of the frozen EnCodec, DAC or Mimi `path`, see `CodecElements`. It is saved in a folder of its
+      own beside the adapter, and so is a vocoder.
+
+    Attributes:
+        tokenizer: the codec, or None.
+        vocoder: or None.
+
+    Args:
+        sample_rate: samples a second.
+        seconds: of the model's clips; rounded up to whole steps.
+        channels: C, 1 or 2.
+        elements: as above; mu-law codes if not given, the tokenizer's if that is given.
+        loudness: dB below full scale (dBFS, of the root mean square) that every clip is scaled to, or less where its
+            peak would pass 1; None: clips stay as loud as they are.
+        modality: name under which the model's configuration knows the audio.
+        tokenizer: the codec itself, instead of `elements.path`: an AudioTokenizer, or a module that `load_codec` takes.
+        vocoder: likewise, instead of `elements.vocoder`: what `load_vocoder` takes.
+        folder: where a relative path is looked for first.
+
+    Raises:
+        ValueError: an illegal argument, or arguments that do not fit together.
+        ImportError: torchaudio is missing.
+    """
+
+    class Options(AdapterOptions):
+        sample_rate: int = Field(ge=RATES[0], le=RATES[1])
+        seconds: float = Field(gt=0, allow_inf_nan=False)
+        channels: Literal[1, 2] = 1
+        elements: Elements = Field(discriminator="kind")
+        loudness: float | None = Field(None, le=0, allow_inf_nan=False)
+        modality: str = Field("audio", min_length=1)
+
+    options: Options
+    suffixes: ClassVar[tuple[str, ...]] = (".wav", ".flac")
+
+    def __init__(
+        self,
+        sample_rate: int,
+        seconds: float,
+        channels: int = 1,
+        elements: Mapping[str, Any] | None = None,
+        loudness: float | None = None,
+        modality: str = "audio",
+        *,
+        tokenizer: AudioTokenizer | nn.Module | None = None,
+        vocoder: Vocoder | nn.Module | None = None,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if elements is None:
+            elements = {"kind": "mulaw"} if tokenizer is None else {"kind": "codec"}
+        given = {"sample_rate": sample_rate, "seconds": seconds, "channels": channels, "elements": elements}
+        given |= {"loudness": loudness, "modality": modality}
+        self.options = parse(self.Options, given, type(self).__name__)
+        found = self.options.elements
+        if isinstance(found, MelElements):
+            self.options = self.options.model_copy(update={"elements": filled(found, sample_rate)})
+        self.tokenizer = find_tokenizer(found, tokenizer, folder)
+        self.vocoder = find_vocoder(self.options.elements, vocoder, folder)
+        self._codec = self._make_codec()
+
+    @classmethod
+    def from_options(cls, options: Any, folder: Path | None) -> AudioAdapter:
+        return cls(**options.model_dump(), folder=folder)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.options.sample_rate
+
+    @property
+    def channels(self) -> int:
+        return self.options.channels
+
+    @property
+    def step(self) -> int:
+        """Samples of a step, the least that is encoded."""
+        return self._codec.step
+
+    @property
+    def samples(self) -> int:
+        """S of the model's clips, a multiple of `step`."""
+        return self._steps(self.options.seconds) * self.step
+
+    @property
+    def seconds(self) -> float:
+        """Of the model's clips."""
+        return self.samples / self.sample_rate
+
+    @property
+    def grid(self) -> Grid:
+        """Of the elements of one of the model's clips."""
+        return self._codec.grid(self._steps(self.options.seconds))
+
+    @property
+    def element(self) -> dict[str, Any]:
+        return dict(self._codec.element)
+
+    @property
+    def dimensions(self) -> int:
+        """samples * channels: what bits per dimension are counted by."""
+        return self.samples * self.channels
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether a scale is still to be learned."""
+        return self._codec.needs_fit
+
+    @property
+    def modules(self) -> list[Any]:
+        return [module for module in (self.tokenizer, self.vocoder) if module is not None]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        elements = self.options.elements
+        named = {
+            "elements.path": getattr(elements, "path", None),
+            "elements.vocoder": getattr(elements, "vocoder", None),
+        }
+        return {key: path for key, path in named.items() if path is not None}
+
+    @property
+    def folders(self) -> list[str]:
+        return [part_folder(self.modality, part) for part in self._parts()]
+
+    def fit(self, waves: Iterable[Tensor]) -> None:
+        """Learns the scale of the elements, their standard deviation and for mels their mean, from waves float32 [C, S]
+        of any lengths (or [B, C, S]); one that is there is replaced.
+
+        Raises:
+            ValueError: elements without a scale, or silence only.
+        """
+        learned = self._codec.fitted(waves)
+        if not learned:
+            raise ValueError(f"elements.kind is {self.options.elements.kind!r}; only 'mel' and 'waveform' are fitted")
+        elements = self.options.elements.model_copy(update=learned)
+        self.options = self.options.model_copy(update={"elements": elements})
+        self._codec = self._make_codec()
+
+    def waves(self, clips: Any) -> list[Tensor]:
+        """Clips -> waves float32 [C, S], S as it comes, at the adapter's rate, with its channels and its loudness.
+
+        Args:
+            clips: a clip as `open_clip` takes it (a path, a file's bytes, an AudioClip, a pair (array, rate) ...), or a
+                list of clips.
+
+        Raises:
+            ValueError: a clip that cannot be read or mixed; the message names the file, or its place.
+        """
+        loudness = self.options.loudness
+        waves = self._plain(clips)
+        return waves if loudness is None else [to_loudness(wave, loudness) for wave in waves]
+
+    def chunks(self, wave: Tensor, overlap: float = 0.0) -> Tensor:
+        """[C, S] of any length -> [n, C, samples]: windows of the model's length, one every `seconds - overlap`, the
+        last one filled up with silence. None holds only what is in the one before.
+
+        Args:
+            overlap: seconds that a window has in common with the next.
+
+        Raises:
+            ValueError: an overlap that is negative or not shorter than a window.
+        """
+        hop = self.samples - round(overlap * self.sample_rate)
+        if not 0 < hop <= self.samples:
+            raise ValueError(
+                f"overlap is {overlap} s; it must be at least 0 and less than the window, {self.seconds} s"
+            )
+        count = 1 + -(-max(wave.shape[1] - self.samples, 0) // hop)
+        whole = pad(wave, (0, (count - 1) * hop + self.samples - wave.shape[1]))
+        return whole.unfold(1, self.samples, hop).transpose(0, 1).contiguous()
+
+    def encode(self, clips: Any) -> Segment:
+        """Clips as `waves` takes them -> a segment of the adapter's length; shorter clips are followed by silence.
+
+        Raises:
+            ValueError: a longer clip, and whatever `waves` refuses.
+        """
+        return self.encode_waves(self._padded(self.waves(clips), self.samples))
+
+    def encode_waves(self, waves: Tensor) -> Segment:
+        """float32 [B, C, S], S a multiple of `step`, -> values long [B, N] or [B, N, K], or float32 [B, N, D].
+
+        Raises:
+            ValueError: another dtype or shape, or a scale that is still to be fitted.
+        """
+        shape = tuple(waves.shape)
+        if waves.dtype != torch.float32 or waves.dim() != 3 or shape[1] != self.channels or 0 in shape:
+            raise ValueError(
+                f"waves has dtype {waves.dtype} and shape {shape}; it must be torch.float32 "
+                f"[B, {self.channels}, samples] with B and samples >= 1"
+            )
+        if shape[2] % self.step:
+            raise ValueError(f"waves has {shape[2]} samples; it must be a multiple of the elements' step, {self.step}")
+        return Segment(self.modality, self._codec.encode(waves), grid=self._codec.grid(shape[2] // self.step))
+
+    def decode_waves(self, segment: Segment) -> Tensor:
+        """The inverse of `encode_waves`, for a segment of any length: float32 [B, C, steps * step]. Elements that are
+        not observed are silence.
+
+        Raises:
+            ValueError: a segment of an impossible grid or another element, a code that does not exist, a value that is
+                not finite.
+        """
+        return self._codec.decode(heard(self._codec, segment), segment.grid)
+
+    def decode(self, segment: Segment) -> list[AudioClip]:
+        """A segment -> a clip for each example of the batch."""
+        return self._clips(self.decode_waves(segment))
+
+    def grid_for(self, seconds: float | None = None) -> Grid:
+        """The grid of clips of `seconds`, rounded up to whole steps; None: the adapter's.
+
+        Raises:
+            ValueError: no positive number.
+        """
+        return self._codec.grid(self._steps(self.options.seconds if seconds is None else seconds))
+
+    def complete(
+        self, given: Any, mask: Iterable[tuple[float, float]] | None = None, seconds: float | None = None
+    ) -> Segment:
+        """Clips to be continued, or to be drawn anew in places.
+
+        Args:
+            given: clips as `waves` takes them. Without a mask they are what the clips begin with, all of as many steps:
+                every leading step that tells of nothing behind a prompt's end is kept, the rest is drawn.
+            mask: list of (start, end) in seconds, of what is drawn anew; `given` is then the whole, and steps that tell
+                of anything between are drawn, too.
+            seconds: of the whole; None: the adapter's.
+
+        Raises:
+            ValueError: nothing to keep or nothing to draw, clips that are too long or not of one length, a mask that is
+                no such list.
+        """
+        if given is None:
+            raise ValueError("mask comes without given; drawing anew takes both, a clip and what to draw of it")
+        waves, grid = self.waves(given), self.grid_for(seconds)
+        if mask is None:
+            values, observed = continued(self._codec, waves, grid)
+        else:
+            whole = self._padded(waves, self._codec.steps(grid) * self.step)
+            values, observed = redrawn(self._codec, whole, grid, mask)
+        return Segment(self.modality, values, grid, observed=observed)
+
+    def stream(self, segments: Iterable[Segment]) -> Iterator[list[AudioClip]]:
+        """What is new of the clips, as soon as the steps from their beginning are there. All that is yielded, one after
+        the other, is what `decode` makes of the last segment; for codecs, but for the rounding of float32."""
+        for waves in streamed(self._codec, segments):
+            yield self._clips(waves)
+
+    def save(self, raw: Any, path: str | os.PathLike[str]) -> None:
+        """Writes one .wav or .flac file (PCM16), whole or not at all: several clips follow each other, with half a
+        second of silence between them. Samples beyond 1 are clipped, with a warning.
+
+        Args:
+            raw: clips as `waves` takes them.
+
+        Raises:
+            ValueError: wrong clips, another suffix, a folder that is missing.
+        """
+        check_path(path)
+        pause = torch.zeros(self.channels, round(PAUSE * self.sample_rate))
+        parts = [part for wave in self._plain(raw) for part in (pause, wave)][1:]
+        AudioClip(torch.cat(parts, 1), self.sample_rate).save(path)
+
+    def save_stream(self, parts: Iterable[list[AudioClip]], path: str | os.PathLike[str]) -> Iterator[str]:
+        """Writes what `stream` yields for one clip to a .wav file, which is whole at any moment.
+
+        Raises:
+            ValueError: another suffix, a folder that is missing, several clips at once.
+        """
+        written = 0
+        with WaveWriter(path, self.sample_rate, self.channels) as writer:
+            for clips in parts:
+                if len(clips) != 1:
+                    raise ValueError(f"{path} is to hold a stream of {len(clips)} clips; it must be one")
+                writer.write(clips[0].wave)
+                written += clips[0].wave.shape[1]
+                yield f"{written / self.sample_rate:.2f} s"
+
+    def picture(self, raw: Any) -> Image.Image:
+        """The log-mel spectrograms of clips as `waves` takes them, over seconds and Hz; several in a grid."""
+        from .picture import picture
+
+        return picture(self._plain(raw), self.sample_rate)
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        """Saves the tokenizer or the vocoder, if there is one, in the sub-folder MODALITY_tokenizer or
+        MODALITY_vocoder; one that is there is replaced when the new one is complete."""
+        config = self.config()
+        keys = {"tokenizer": "path", "vocoder": "vocoder"}
+        for part, module in self._parts().items():
+            name = part_folder(self.modality, part)
+            save_part(folder, name, module)
+            config["elements"][keys[part]] = name
+        return config
+
+    def _steps(self, seconds: float) -> int:
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"seconds is {seconds}; it must be a positive number")
+        # Less a rounding error: 0.1 s of 8000 Hz are 800 samples.
+        return max(1, math.ceil(seconds * self.sample_rate / self.step - 1e-6))
+
+    def _plain(self, clips: Any) -> list[Tensor]:
+        """`waves` at the loudness that they have."""
+        is_pair = isinstance(clips, tuple) and len(clips) == 2 and isinstance(clips[0], (np.ndarray, Tensor))
+        if is_pair or not isinstance(clips, (list, tuple)):
+            clips = [clips]
+        if not clips:
+            raise ValueError("the list of clips is empty; it must hold at least one")
+        return [self._wave(raw, place) for place, raw in enumerate(clips)]
+
+    def _wave(self, raw: Any, place: int) -> Tensor:
+        has_name = isinstance(raw, (str, os.PathLike, Mapping)) or bool(getattr(raw, "name", None))
+        clip = open_clip(raw, None if has_name else f"clip {place}")
+        return resample(to_channels(clip.wave, self.channels, clip.name), clip.rate, self.sample_rate)
+
+    def _padded(self, waves: list[Tensor], samples: int) -> Tensor:
+        """[B, C, samples], with silence at the end."""
+        longest = max(wave.shape[1] for wave in waves)
+        if longest > samples:
+            rate = self.sample_rate
+            place = next(place for place, wave in enumerate(waves) if wave.shape[1] == longest)
+            raise ValueError(
+                f"clip {place} has {longest / rate:g} s; at most {samples / rate:g} s fit, so cut it with chunks()"
+            )
+        return torch.stack([pad(wave, (0, samples - wave.shape[1])) for wave in waves])
+
+    def _clips(self, waves: Tensor) -> list[AudioClip]:
+        return [AudioClip(wave, self.sample_rate) for wave in waves.cpu()]
+
+    def _parts(self) -> dict[str, Any]:
+        found = {"tokenizer": self.tokenizer, "vocoder": self.vocoder}
+        return {part: module for part, module in found.items() if module is not None}
+
+    def _make_codec(self) -> WaveCodec:
+        options = self.options
+        return make_codec(options.elements, options.sample_rate, options.channels, self.tokenizer, self.vocoder)

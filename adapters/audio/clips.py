@@ -1,0 +1,328 @@
+"""Single audio clips: opening them, bringing them to a rate, channels and loudness, writing them.
+
+Rules, the same everywhere: a wave is float32 [C, S] and 1 is full scale. What a file holds as integers is divided by
+their full scale (PCM16: by 32768), what it holds as floats is taken as it is, beyond 1 too. Nothing is clipped until
+PCM is written: samples beyond 1 are clipped then, counted, and the count is told as a warning.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import uuid
+import warnings
+import wave as riff
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RATES = (1_000, 768_000)  # legal samples a second: slower is no sound, faster no microphone
+SUFFIXES = (".wav", ".flac")
+# What libsndfile's log says of a file that is shorter than its header tells. Programs that write into a pipe put the
+# largest number they have in the header; that tells nothing.
+SHORTER = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+UNTOLD = 0x7FFF0000
+# The largest term of a ratio of two rates: the filters of a resampling have size term x term.
+LARGEST_TERM = 4096
+
+
+@dataclass(frozen=True)
+class AudioClip:
+    """A clip.
+
+    Args:
+        wave: float32 [C, S], C >= 1 channels of S >= 1 samples, all finite; 1 is full scale.
+        rate: samples a second, 1000 to 768000.
+        name: how messages call it.
+
+    Raises:
+        ValueError: anything else.
+    """
+
+    wave: Tensor
+    rate: int
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        name, wave = self.name or "the clip", self.wave
+        if not isinstance(wave, Tensor) or wave.dtype != torch.float32 or wave.dim() != 2:
+            found = f"{wave.dtype} {list(wave.shape)}" if isinstance(wave, Tensor) else f"a {type(wave).__name__}"
+            raise ValueError(f"{name} has a wave that is {found}; it must be a float32 tensor [channels, samples]")
+        if 0 in wave.shape:
+            raise ValueError(f"{name} holds no samples; a clip has at least one")
+        if not RATES[0] <= self.rate <= RATES[1]:
+            raise ValueError(f"{name} has {self.rate} samples a second; audio has {RATES[0]} to {RATES[1]}")
+        bad = int((~wave.isfinite()).sum())
+        if bad:
+            raise ValueError(f"{name} holds {bad} samples that are NaN or infinite; all must be finite")
+
+    @property
+    def seconds(self) -> float:
+        return self.wave.shape[1] / self.rate
+
+    @property
+    def channels(self) -> int:
+        return self.wave.shape[0]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes PCM16, whole or not at all, as .wav or .flac; a sample beyond 1 is clipped, with a warning.
+
+        Raises:
+            ValueError: another suffix, a folder that is missing.
+            ImportError: soundfile is missing and the name ends in .flac.
+        """
+        path = check_path(path)
+        if path.suffix.lower() == ".wav":
+            _whole(path, lambda temporary: write_wav(temporary, self.wave, self.rate, str(path)))
+            return
+        pcm, clipped = to_pcm(self.wave)
+        _whole(path, lambda temporary: soundfile().write(temporary, pcm, self.rate, subtype="PCM_16", format="FLAC"))
+        _tell(clipped, pcm.size, str(path))
+
+
+class WaveWriter:
+    """Writes a .wav file (PCM16) bit by bit; after every `write` the file is valid and holds all there is so far. Used
+    in a `with` block. Samples beyond 1 are clipped, and counted in a warning at the end.
+
+    Args:
+        path: where to write; a file that is there is replaced at once.
+        name: how messages call the file; its path if not given.
+
+    Raises:
+        ValueError: another suffix than .wav, a folder that is missing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], rate: int, channels: int, name: str | None = None) -> None:
+        self.path = check_path(path, (".wav",))
+        self.name = name or str(path)
+        self.clipped = self.samples = 0
+        self._file = self.path.open("w+b")
+        self._writer = riff.open(self._file, "wb")  # noqa: SIM115  # closed by `close`
+        self._writer.setnchannels(channels)
+        self._writer.setsampwidth(2)
+        self._writer.setframerate(rate)
+        self.write(torch.zeros(channels, 0))
+
+    def write(self, wave: Tensor) -> None:
+        """Appends float [C, s], s >= 0."""
+        pcm, clipped = to_pcm(wave)
+        self._writer.writeframes(pcm.tobytes())  # sets the lengths in the header, too
+        self._file.flush()
+        self.clipped += clipped
+        self.samples += pcm.size
+
+    def close(self) -> None:
+        self._writer.close()
+        self._file.close()
+        _tell(self.clipped, self.samples, self.name)
+
+    def __enter__(self) -> WaveWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def write_wav(path: str | os.PathLike[str], wave: Tensor, rate: int, name: str | None = None) -> None:
+    """Writes float [C, S] as PCM16; see `WaveWriter`."""
+    with WaveWriter(path, rate, len(wave), name) as writer:
+        writer.write(wave)
+
+
+def open_clip(source: Any, name: str | None = None) -> AudioClip:
+    """One clip, at its own rate and with its own channels.
+
+    Args:
+        source: a path, a file's bytes, a binary file object, {"bytes": ..., "path": ...} as in Hugging Face data sets
+            (wav, flac, ogg, mp3 and whatever else libsndfile reads); an AudioClip; or a pair of an array or tensor,
+            [S] or [C, S], and its rate. Integer arrays are PCM, like those of files; uint8 has its zero at 128.
+        name: how messages call it; a file's path if not given.
+
+    Raises:
+        ValueError: it is not there, no audio, broken, truncated or empty, it has NaN or infinite samples, or a rate
+            outside 1000 to 768000; the message names it.
+        ImportError: soundfile is missing and a file is to be read.
+    """
+    if isinstance(source, AudioClip):
+        return source if name is None else replace(source, name=name)
+    if isinstance(source, Mapping) and {"bytes", "path"} & set(source):
+        name = name or source.get("path")
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, (str, os.PathLike)):
+        return _read(source, name or os.fspath(source))
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), name or "the file given")
+    if hasattr(source, "read"):
+        return _decode(source, name or str(getattr(source, "name", "the file given")))
+    if isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[0], (np.ndarray, Tensor)):
+        name = name or "the array given"
+        return AudioClip(_from_array(source[0], name), _rate(source[1], name), name)
+    raise ValueError(
+        f"{name or 'the clip'} is a {type(source).__name__}; audio is a path, a file's bytes, an AudioClip or a pair "
+        "(array, rate)"
+    )
+
+
+def resample(wave: Tensor, old: int, new: int) -> Tensor:
+    """float32 [..., S] from `old` to `new` samples a second: [..., ceil(S * new / old)], by torchaudio's windowed sinc
+    (Hann, 6 zero crossings, roll-off 0.99). A ratio of terms above 4096, of 44101 Hz to 8000 Hz say, is taken as the
+    nearest one of smaller terms, which changes pitch and length by less than 1 part in 8000."""
+    if old == new:
+        return wave
+    ratio = Fraction(min(old, new), max(old, new)).limit_denominator(LARGEST_TERM)
+    small, large = ratio.numerator, ratio.denominator
+    return torchaudio().functional.resample(wave, *((large, small) if old > new else (small, large)))
+
+
+def to_channels(wave: Tensor, channels: int, name: str = "the clip") -> Tensor:
+    """[C, S] -> [channels, S]: mono is the mean of stereo, stereo twice the same of mono.
+
+    Raises:
+        ValueError: any other change; the message names the clip.
+    """
+    found = len(wave)
+    if found == channels:
+        return wave
+    if (found, channels) == (2, 1):
+        return wave.mean(0, keepdim=True)
+    if (found, channels) == (1, 2):
+        return wave.expand(2, -1)
+    raise ValueError(f"{name} has {found} channels, which cannot be mixed to {channels}; only mono and stereo can")
+
+
+def to_loudness(wave: Tensor, loudness: float) -> Tensor:
+    """Scales [C, S] to `loudness`, the level of its root mean square in dB below full scale (dBFS, where a sine of
+    amplitude 1 has -3), or less, to a peak of 1, where its peak would pass that. Silence stays as it is."""
+    rms, peak = float(wave.square().mean().sqrt()), float(wave.abs().max())
+    return wave if rms == 0 else wave * min(10 ** (loudness / 20) / rms, 1 / peak)
+
+
+def to_pcm(wave: Tensor) -> tuple[np.ndarray, int]:
+    """float [C, S] -> int16 [S, C], round(32768 x) clipped to its range, and how many samples were beyond 1."""
+    clipped = int((wave.abs() > 1).sum())
+    pcm = (wave.detach().cpu().float().T * 32768).round().clamp(-32768, 32767)
+    return pcm.contiguous().to(torch.int16).numpy().astype("<i2", copy=False), clipped
+
+
+def check_path(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Path:
+    """Raises ValueError where no audio file can be written."""
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path} is to be an audio file; its name must end in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written; there is no folder {path.parent}")
+    return path
+
+
+def soundfile() -> Any:
+    """The package soundfile, or ImportError with what to install."""
+    try:
+        import soundfile
+    except ImportError:
+        raise ImportError("audio files need soundfile: pip install unimodal-ar[audio]") from None
+    return soundfile
+
+
+def torchaudio() -> Any:
+    """The package torchaudio with its functional, or ImportError with what to install."""
+    try:
+        import torchaudio.functional
+    except ImportError:
+        raise ImportError("audio needs torchaudio: pip install unimodal-ar[audio]") from None
+    return torchaudio
+
+
+def _read(path: str | os.PathLike[str], name: str) -> AudioClip:
+    if os.path.isdir(path):
+        raise ValueError(f"{name} is a folder; read_audios reads the clips of a folder")
+    try:
+        with open(path, "rb") as file:
+            return _decode(file, name)
+    except FileNotFoundError:
+        raise ValueError(f"{name} is not there") from None
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror or error}") from None
+
+
+def _decode(file: BinaryIO, name: str) -> AudioClip:
+    package = soundfile()
+    if file.seek(0, io.SEEK_END) == 0:
+        raise ValueError(f"{name} is empty (0 bytes); it must hold audio")
+    file.seek(0)
+    try:
+        with package.SoundFile(file) as sound:
+            _check_header(sound, name)
+            samples = sound.read(dtype="float32", always_2d=True)
+            told, rate, kind = sound.frames, sound.samplerate, sound.format
+    except package.LibsndfileError as error:
+        reason = str(error.error_string).strip().rstrip(".")
+        raise ValueError(f"{name} is no audio that libsndfile reads, or broken or truncated: {reason}") from None
+    if len(samples) < told or (kind == "OGG" and not _has_last_page(file)):
+        raise ValueError(f"{name} is truncated: it holds {len(samples)} samples and then breaks off")
+    return AudioClip(torch.from_numpy(samples.T.copy()), rate, name)
+
+
+def _check_header(sound: Any, name: str) -> None:
+    _rate(sound.samplerate, name)  # before anything is decoded
+    for told, found in SHORTER.findall(sound.extra_info):
+        if int(found) < int(told) < UNTOLD:
+            raise ValueError(f"{name} is truncated: it tells of {told} bytes of audio and has {found}")
+
+
+def _has_last_page(file: BinaryIO) -> bool:
+    """Whether the last page of an Ogg file is whole and marked as such (RFC 3533, section 6)."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 2 * 65307))  # a page has at most 65307 bytes
+    tail = file.read()
+    page = tail[tail.rfind(b"OggS") :]
+    if len(page) < 27 or not page[5] & 4:
+        return False
+    return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+def _rate(rate: Any, name: str) -> int:
+    try:
+        whole = int(rate)
+    except (TypeError, ValueError, OverflowError):
+        whole = 0
+    if whole != rate or not RATES[0] <= whole <= RATES[1]:
+        raise ValueError(f"{name} has {rate} samples a second; audio has a whole number from {RATES[0]} to {RATES[1]}")
+    return whole
+
+
+def _from_array(array: np.ndarray | Tensor, name: str) -> Tensor:
+    found = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    if found.ndim not in (1, 2):
+        raise ValueError(f"{name} has shape {tuple(found.shape)}; audio is [samples] or [channels, samples]")
+    found = np.atleast_2d(found)
+    if found.dtype == np.uint8:
+        found = (found.astype(np.float32) - 128) / 128
+    elif found.dtype in (np.int16, np.int32):
+        found = found.astype(np.float64) / (np.iinfo(found.dtype).max + 1)
+    elif not np.issubdtype(found.dtype, np.floating):
+        raise ValueError(f"{name} has dtype {found.dtype}; samples are floats, int16, int32 or uint8")
+    return torch.from_numpy(found.astype(np.float32))
+
+
+def _whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Has `write` write a file beside `path`, which takes its place when it is complete."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tell(clipped: int, total: int, name: str) -> None:
+    if clipped:
+        warnings.warn(
+            f"{name}: {clipped} of {total} samples ({clipped / total:.2%}) were beyond 1 and are clipped", stacklevel=3
+        )
