@@ -15,8 +15,6 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from .._version import __version__
-from ..adapters import ImageAdapter
-from ..adapters.image import tokenizer_folder
 from ..convert import adapted
 from ..modeling import UnimodalARForGeneration
 from ..saving import check_output, load_model, write_whole
@@ -85,11 +83,10 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
 
 
 def _check_output(resolved: Resolved, output: Path, overwrite: bool) -> None:
-    """See `saving.check_output`; tokenizers are copied to the model's folder."""
-    images = [adapter for adapter in resolved.adapters.values() if isinstance(adapter, ImageAdapter)]
-    paths = {adapter.modality: adapter.tokenizer_path for adapter in images if adapter.tokenizer_path is not None}
-    read = {f"adapters.{name}.elements.path": path for name, path in paths.items()}
-    check_output(output, "output_dir", overwrite, read, [tokenizer_folder(name) for name in paths])
+    """See `saving.check_output`; what adapters carry, tokenizers say, is copied to the model's folder."""
+    adapters = resolved.adapters.values()
+    read = {f"adapters.{a.modality}.{key}": path for a in adapters for key, path in a.sources.items()}
+    check_output(output, "output_dir", overwrite, read, [name for a in adapters for name in a.folders])
 
 
 def _check_source(folder: str | None, output: Path) -> None:

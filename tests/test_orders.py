@@ -1,4 +1,4 @@
-"""The orders "neighbor", "strided" and "strided_4x4", and blocks that shrink: what they are, and that nothing leaks."""
+"""The orders beside raster and random, and blocks that shrink: what they are, and that nothing leaks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.helpers import (
 from unimodal_ar import ORDERS, Layout, Segment
 
 Grid = tuple[int, int, int]
-NEW = ["neighbor", "strided", "strided_4x4"]
+NEW = ["neighbor", "coarse_first", "columns", "strided", "strided_4x4"]
 
 # Order, block and grid. Among them blocks that grow, that shrink, and both.
 LAYOUTS: list[tuple[str, Any, Grid]] = [
@@ -39,6 +39,12 @@ LAYOUTS: list[tuple[str, Any, Grid]] = [
     ("neighbor", None, (2, 2, 3)),
     ("neighbor", {"cell": [1, 2, 1]}, (1, 4, 3)),
     ("neighbor", 5, (1, 3, 4)),
+    ("neighbor", None, (4, 1, 3)),
+    ("coarse_first", None, (4, 1, 3)),
+    ("coarse_first", None, (2, 2, 3)),
+    ("columns", None, (4, 1, 3)),
+    ("columns", 1, (3, 1, 3)),
+    ("columns", [1, 1, 1, 3, 3], (3, 1, 3)),
     ("strided", None, (1, 4, 4)),
     ("strided", None, (2, 2, 4)),
     ("strided_4x4", None, (1, 4, 8)),
@@ -77,6 +83,32 @@ def test_neighbor_goes_outwards_from_the_corner() -> None:
     assert layout.index.tolist() == [0, 1, 4, 2, 5, 8, 3, 6, 9, 12, 7, 10, 13, 11, 14, 15]
 
 
+def test_codebooks_of_a_clip_are_a_grid() -> None:
+    """MusicGen's patterns (arXiv 2306.05284, figure 1) on 4 steps of 3 codebooks: at every place the number of the
+    block, a row for each codebook."""
+
+    def pattern(order: str, block: Any = None) -> list[list[int]]:
+        layout = Layout.from_grid((4, 1, 3), order, block)
+        return layout.scatter(layout.block[None])[0].view(4, 3).T.tolist()
+
+    assert pattern("raster", "row") == [[0, 1, 2, 3]] * 3  # parallel
+    assert pattern("raster") == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]  # flatten
+    assert pattern("neighbor") == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]  # delay
+    assert pattern("coarse_first") == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]]
+    assert pattern("columns") == [[0] * 4, [1] * 4, [2] * 4]  # MAGNeT, SoundStorm
+    assert pattern("columns", [1, 1, 1, 1, 4, 4]) == [[0, 1, 2, 3], [4] * 4, [5] * 4]  # VALL-E
+    assert pattern("columns", 1) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_a_single_column_is_coarse_through_and_through() -> None:
+    for order in ("coarse_first", "columns"):
+        assert Layout.from_grid((2, 3, 1), order).index.tolist() == list(range(6))
+    assert Layout.from_grid((2, 3, 1), "coarse_first").is_sequential
+    assert Layout.from_grid((2, 3, 1), "columns").num_blocks == 1
+    cells = Layout.from_grid((4, 1, 2), "columns", (2, 1, 1))
+    assert cells.index.tolist() == [0, 2, 4, 6, 1, 3, 5, 7] and cells.block_sizes == [4, 4]
+
+
 def test_strided_draws_far_elements_together_after_a_start_one_by_one() -> None:
     layout = Layout.from_grid((1, 4, 4), "strided")
     assert blocks_on_the_grid(layout) == [[0, 4, 1, 4], [5, 6, 5, 6], [2, 4, 3, 4], [5, 6, 5, 6]]
@@ -89,7 +121,7 @@ def test_strided_draws_far_elements_together_after_a_start_one_by_one() -> None:
 
 @st.composite
 def grids(draw: st.DrawFn, order: str) -> Grid:
-    side = {"neighbor": 1, "strided": 2, "strided_4x4": 4}[order]
+    side = {"strided": 2, "strided_4x4": 4}.get(order, 1)
     return draw(st.integers(1, 3)), side * draw(st.integers(1, 3)), side * draw(st.integers(1, 3))
 
 
@@ -203,7 +235,10 @@ def test_a_given_start_is_committed_as_it_would_have_been_drawn(order: str, bloc
 
 
 @pytest.mark.parametrize("target", [True, False])
-@pytest.mark.parametrize(("order", "grid"), [("neighbor", (1, 2, 2)), ("strided", (1, 2, 4))])
+@pytest.mark.parametrize(
+    ("order", "grid"),
+    [("neighbor", (1, 2, 2)), ("coarse_first", (2, 1, 3)), ("columns", (2, 1, 3)), ("strided", (1, 2, 4))],
+)
 def test_what_follows_sees_every_element(order: str, grid: Grid, target: bool) -> None:
     model = build({"x": series(grid=grid, block=None, order=order), "y": series(grid=(2, 1, 1))})
     values = patches(1, grid).requires_grad_()
@@ -258,6 +293,8 @@ JOINTS: list[tuple[str, Any, Grid, int]] = [
     ("neighbor", None, (1, 2, 2), 3),
     ("neighbor", None, (2, 2, 2), 2),
     ("strided", None, (1, 2, 4), 2),
+    ("coarse_first", None, (2, 1, 3), 2),
+    ("columns", None, (2, 1, 2), 3),
     ("raster", [3, 1, 2], (1, 2, 3), 2),
 ]
 

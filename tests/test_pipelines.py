@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from unimodal_ar import SampleNoise, Segment
 from unimodal_ar.adapters import ImageAdapter, LabelAdapter, TimeSeriesAdapter
 from unimodal_ar.adapters.tokenizers import ImageTokenizer
 from unimodal_ar.pipelines import Generator, generate, load
-from unimodal_ar.saving import load_model
+from unimodal_ar.saving import check_output, load_model, write_whole
 
 from .helpers import build, codes, label, series
 
@@ -222,6 +223,23 @@ def test_adapters_must_fit_the_model() -> None:
         Generator(generator().model, [labels, finer])
     with pytest.raises(ValueError, match=r"the adapter's modality is 'image'; the model knows \['series'\]"):
         Generator(build({"series": series(3)}), [grey])
+
+
+def test_what_adapters_carry_is_replaced_with_the_model(tmp_path: Path) -> None:
+    """Tokenizers and vocoders, in the folders that their own adapter names; what is called alike is somebody's own."""
+    carried = {"elements": {"kind": "mel", "vocoder": "audio_vocoder", "path": "other_tokenizer"}}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"adapters": {"audio": carried, "other": {}}}))
+    for name in ("config.json", "samples.wav", "notes.wav"):
+        (tmp_path / name).touch()
+    for name in ("audio_vocoder", "other_tokenizer", "audio_tokenizer", "other_vocoder"):
+        (tmp_path / name).mkdir()
+    check_output(tmp_path, "--out", True, folders=["audio_vocoder"])
+    for name in ("audio_tokenizer", "other_vocoder"):
+        with pytest.raises(ValueError, match=f"holds {name}, which is no part of a model there"):
+            check_output(tmp_path, "--out", True, folders=[name])
+    write_whole(tmp_path, lambda folder: (folder / "config.json").touch(), replace=True)
+    kept = {"config.json", "notes.wav", "other_tokenizer", "audio_tokenizer", "other_vocoder"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_each_modality_has_one_adapter() -> None:

@@ -55,10 +55,30 @@ def _random(grid: Grid, generator: torch.Generator | None) -> tuple[Tensor, None
 
 @register_order("neighbor")
 def _neighbor(grid: Grid, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """From the first corner outwards, all elements of one Manhattan distance together (NAR, arXiv 2503.10696)."""
+    """From the first corner outwards, all elements of one Manhattan distance together (NAR, arXiv 2503.10696). On the
+    grid (T, 1, codebooks) that is the delay of MusicGen (arXiv 2306.05284): codebook k comes k steps late."""
     distance = _unravel(torch.arange(_count(grid)), grid).sum(-1)
     index = distance.argsort(stable=True)
     return index, distance[index]
+
+
+@register_order("coarse_first")
+def _coarse_first(grid: Grid, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """The first column element by element, then the rest of each row together: on the grid (T, 1, codebooks) the first
+    codebook of all steps, then the finer ones step by step (audiocraft's coarse-first pattern, arXiv 2306.05284)."""
+    rows = torch.arange(_count(grid)).view(-1, grid[2])
+    steps = torch.arange(len(rows))
+    index = torch.cat([rows[:, 0], rows[:, 1:].flatten()])
+    return index, torch.cat([steps, (steps + len(rows)).repeat_interleave(grid[2] - 1)])
+
+
+@register_order("columns")
+def _columns(grid: Grid, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Column after column, each a block of its own: on the grid (T, 1, codebooks) codebook after codebook (MAGNeT,
+    arXiv 2401.04577; SoundStorm, arXiv 2305.09636). Block 1 draws them element by element; the sizes [1] * T +
+    [T] * (codebooks - 1) only the first (VALL-E, arXiv 2301.02111)."""
+    columns = torch.arange(_count(grid)).view(-1, grid[2]).T
+    return columns.flatten(), torch.arange(grid[2]).repeat_interleave(columns.shape[1])
 
 
 def _strided(grid: Grid, generator: torch.Generator | None, regions: int) -> tuple[Tensor, Tensor]:

@@ -8,21 +8,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .adapters import Adapter, ImageAdapter, LabelAdapter, TimeSeriesAdapter, load_adapters
-from .adapters.image import UNKNOWN
-from .adapters.pictures import open_picture, to_picture, to_pixels
+from .adapters import Adapter, TimeSeriesAdapter, load_adapters
 from .fitting import check_adapter
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
 from .saving import load_model
 from .schema import positive_int
-from .segment import Segment, collate
+from .segment import Grid, Segment, collate
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Samples:
     """What was drawn.
 
     Attributes:
-        raw: n decoded samples, as the adapter gives them (PIL images).
+        raw: n decoded samples, as the adapter gives them (PIL images, clips).
         segment: their elements, a batch of n on the CPU.
         adapter: of the modality that was drawn.
     """
@@ -40,8 +40,13 @@ class Samples:
     adapter: Adapter
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the samples into one file (a PNG of images; several are tiled in a grid, row by row)."""
+        """Writes the samples into one file: a PNG of images, of which several are tiled in a grid, row by row; a .wav
+        or .flac of clips, one after the other."""
         self.adapter.save(self.raw, path)
+
+    def picture(self) -> Image.Image | None:
+        """The samples to be looked at, where `save` writes something else (spectrograms of clips)."""
+        return self.adapter.picture(self.raw)
 
 
 class Generator:
@@ -117,6 +122,8 @@ class Generator:
         seed: int = 0,
         given: Any = None,
         mask: Any = None,
+        seconds: float | None = None,
+        window: float | None = None,
         batch_size: int = 64,
         **context: Any,
     ) -> Samples:
@@ -129,15 +136,15 @@ class Generator:
                 `generate`; None: as its generation_config says (the sampling that the recipe's evaluation showed).
             seed: sample i depends on (seed, i) and its own context alone, not on n or batch_size (up to the rounding
                 of matrix products, which may differ between batch sizes).
-            given: an image to complete (inpainting, outpainting), anything its adapter's `encode` takes; or a list of
-                them, see `context`. What is kept passes through the adapter, too, and so is as exact as its elements.
-                It is encoded with mid-grey where `mask` draws anew, so nothing that is kept depends on what was there;
-                but codes or latents of a tokenizer, which sees around each, depend on the grey near the mask's edge.
-            mask: goes with `given`: which pixels to draw anew, a bool array or tensor [H, W] (True: draw), or an image
-                or its path (white: draw, black: keep, the convention of diffusers; without transparency). It is as
-                large as the model's images, or as the given image, with which it is then resized and cropped. An
-                element is drawn whole where any of its pixels is to be drawn. Under block diffusion anything can be
-                kept, and under a random order; under next-block with another order, whole leading blocks.
+            given: what to complete, or a list of them, see `context`: an image (inpainting, outpainting), or a prompt
+                that the sample goes on from, as the adapter's `complete` says. What is kept passes through the adapter,
+                too, and so is as exact as its elements.
+            mask: what of `given` to draw anew; of images, with which it must come, as `adapters.masks.read_mask` says.
+                Under block diffusion anything can be kept, and under a random order; under next-block with another
+                order, whole leading blocks.
+            seconds: of what has a length, how long the samples are; None: as long as the adapter's.
+            window: in seconds; longer samples are drawn window by window, each given the second half of the one before.
+                None: as long as the adapter's, which is what the model was trained on.
             batch_size: samples at a time.
             context: by modality, one raw value for all samples, or a list of m, of which each is used for n / m
                 samples, side by side: `label=[0, 1, 2], n=6` draws 0, 0, 1, 1, 2, 2. Every modality that came before
@@ -146,35 +153,39 @@ class Generator:
         Raises:
             ValueError: an argument does not fit; the message names it.
         """
-        n, batch_size = positive_int("n", n), positive_int("batch_size", batch_size)
-        target = self._target(target)
-        adapter, parts = self.adapters[target], []
-        with self._tokenizers_moved():
-            segments = [_spread(segment, n) for segment in self._context(target, context)]
-            known = None if given is None and mask is None else _spread(self._given(target, given, mask), n)
-            for start in range(0, n, batch_size):
-                samples = torch.arange(start, min(start + batch_size, n))
-                drawn = self.model.generate(
-                    [segment.select(samples) for segment in segments],
-                    target,
-                    grid=getattr(adapter, "grid", None),
-                    given=None if known is None else known.select(samples),
-                    num_samples=1 if segments or known is not None else len(samples),
-                    steps=steps,
-                    head_steps=head_steps,
-                    sampler=sampler,
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    guidance_scale=guidance_scale,
-                    guidance_schedule=guidance_schedule,
-                    generator=SampleNoise(seed, samples.to(self.model.device)),
-                )
-                parts.append([drawn.to("cpu")])
+        arguments = locals()
+        batch_size = positive_int("batch_size", batch_size)
+        with self._modules_moved():
+            request = self._request(arguments)
+            numbers = torch.arange(request.n).split(batch_size)
+            parts = [[self.model.generate(**request.arguments(samples)).to("cpu")] for samples in numbers]
             (segment,) = collate(parts)
-            return Samples(adapter.decode(segment), segment, adapter)
+            return Samples(request.adapter.decode(segment), segment, request.adapter)
+
+    def stream(self, n: int = 1, target: str | None = None, **options: Any) -> Iterator[Any]:
+        """Draws n samples, together, and yields after every block what the adapter's `stream` makes of them: images as
+        far as they are drawn, or of clips what is new.
+
+        Args:
+            n, target, options: as of `generate`, but `batch_size`; the same seed draws the same samples.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        if "batch_size" in options:
+            raise ValueError(f"batch_size is {options['batch_size']!r}; stream draws its samples together")
+        bound = inspect.signature(self.generate).bind(n, target, **options)
+        bound.apply_defaults()
+        with self._modules_moved():
+            request = self._request(bound.arguments)
+            drawn = self.model.stream(**request.arguments(torch.arange(request.n)))
+            yield from request.adapter.stream(segment.to("cpu") for segment in drawn)
 
     __call__ = generate
+
+    def adapter(self, target: str | None = None) -> Adapter:
+        """The adapter of the modality `target`; None: of the only one that the model generates."""
+        return self.adapters[self._target(target)]
 
     def contexts(self, target: str | None = None) -> list[str]:
         """The modalities that come before `target` in a sequence."""
@@ -194,6 +205,20 @@ class Generator:
             return target
         raise ValueError(f"target is {target!r}; it must be one of {legal}, what this model generates")
 
+    def _request(self, arguments: dict[str, Any]) -> _Request:
+        """What `generate` was asked for, checked and encoded."""
+        n, target = positive_int("n", arguments["n"]), self._target(arguments["target"])
+        adapter, seconds = self.adapters[target], arguments["seconds"]
+        given, mask = arguments["given"], arguments["mask"]
+        segments = [_spread(segment, n) for segment in self._context(target, arguments["context"])]
+        known = None
+        if given is not None or mask is not None:
+            known = _spread(adapter.complete(given, mask, seconds), n)
+        grid = adapter.grid_for(seconds) if known is None else known.grid
+        sampling = {name: arguments[name] for name in _SAMPLING}
+        sampling["window"] = _window(adapter, grid, arguments["window"])
+        return _Request(n, target, adapter, grid, segments, known, sampling, arguments["seed"], self.model.device)
+
     def _context(self, target: str, given: dict[str, Any]) -> list[Segment]:
         """The context's segments, in order, each with a batch of its own."""
         needed = self.contexts(target)
@@ -202,44 +227,59 @@ class Generator:
                 near = get_close_matches(name, [*needed, *_PARAMETERS], n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name!r} is no context of {target!r}, which has the contexts {needed}{hint}")
-        missing = [name for name in needed if name not in given and not _is_single_label(self.adapters[name])]
+        missing = [name for name in needed if name not in given and not self.adapters[name].optional]
         if missing:
             raise ValueError(f"context {missing} of {target!r} is missing; this model was trained with {needed}")
         encoded = [self.adapters[name].encode(given.get(name)) for name in needed]
         return [segment.replace(target=segment.modality in self.model.heads) for segment in encoded]
 
-    def _given(self, target: str, given: Any, mask: Any) -> Segment:
-        """The segment to complete: `observed` marks the elements that are kept."""
-        if given is None or mask is None:
-            one, other = ("given", "mask") if mask is None else ("mask", "given")
-            raise ValueError(f"{one} comes without {other}; completing takes both, an image and what to draw of it")
-        adapter = self.adapters[target]
-        if not isinstance(adapter, ImageAdapter):
-            raise ValueError(f"given and mask are for images; {target!r} is of the kind {adapter.kind!r}")
-        drawn = _read_mask(mask, given, adapter.size)
-        if not bool(drawn.any()):
-            raise ValueError("mask keeps every pixel; some must be marked (True, white) to be drawn")
-        # A tokenizer's codes tell of pixels around their cell, of which those that are drawn anew must not be told.
-        segment = adapter.encode_pixels(adapter.pixels(given).masked_fill(drawn[..., None], UNKNOWN))
-        keep = ~_drawn_elements(drawn, segment.grid)
-        return segment.replace(observed=keep.expand(segment.batch_size, -1))
-
     @contextmanager
-    def _tokenizers_moved(self) -> Iterator[None]:
-        """Has tokenizers on the model's device for as long as it lasts; afterwards they are where their owner, a data
-        set say, had them."""
-        adapters = self.adapters.values()
-        found = [adapter.tokenizer for adapter in adapters if isinstance(adapter, ImageAdapter) and adapter.tokenizer]
-        homes = [tokenizer.device for tokenizer in found]
+    def _modules_moved(self) -> Iterator[None]:
+        """Has what adapters carry on the model's device for as long as it lasts; afterwards it is where its owner, a
+        data set say, had it."""
+        found = [module for adapter in self.adapters.values() for module in adapter.modules]
+        homes = [module.device for module in found]
         try:
-            for tokenizer in found:
-                tokenizer.to(self.model.device)
+            for module in found:
+                module.to(self.model.device)
             yield
         finally:
-            for tokenizer, home in zip(found, homes, strict=True):
-                tokenizer.to(home)
+            for module, home in zip(found, homes, strict=True):
+                module.to(home)
 
 
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What is to be drawn: contexts and what is known have a batch of n."""
+
+    n: int
+    target: str
+    adapter: Adapter
+    grid: Grid | None
+    context: list[Segment]
+    known: Segment | None
+    sampling: dict[str, Any]
+    seed: int
+    device: torch.device
+
+    def arguments(self, samples: Tensor) -> dict[str, Any]:
+        """Of the model's `generate`, for these samples."""
+        known = None if self.known is None else self.known.select(samples)
+        return {
+            "context": [segment.select(samples) for segment in self.context],
+            "target": self.target,
+            "grid": self.grid,
+            "given": known,
+            "num_samples": 1 if self.context or known is not None else len(samples),
+            "generator": SampleNoise(self.seed, samples.to(self.device)),
+            **self.sampling,
+        }
+
+
+_SAMPLING = (
+    *("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p"),
+    *("steps", "head_steps", "sampler"),
+)
 _PARAMETERS = set(inspect.signature(Generator.generate).parameters) - {"self", "context"}
 
 
@@ -272,45 +312,14 @@ def generate(
     return generator.generate(n, **arguments)
 
 
-def _read_mask(mask: Any, given: Any, size: tuple[int, int]) -> Tensor:
-    """[H, W] bool in the size of the model's images; `given` as far as `Generator.generate` says."""
-    if isinstance(mask, (np.ndarray, Tensor)):
-        if str(mask.dtype).removeprefix("torch.") != "bool" or mask.ndim != 2:
-            raise ValueError(
-                f"mask is {mask.dtype} of shape {tuple(mask.shape)}; an array must be bool [H, W], True where pixels "
-                "are drawn anew"
-            )
-        mask = torch.as_tensor(mask).to(torch.uint8) * 255
-    name = f"mask {os.fspath(mask)}" if isinstance(mask, (str, os.PathLike)) else "mask"
-    picture = open_picture(mask, name)
-    shape = (picture.height, picture.width)
-    if shape != size and any(other != shape for other in _sizes(given)):
-        raise ValueError(
-            f"{name} has {shape[0]} x {shape[1]} pixels (rows x columns); it must be as large as the given image, or "
-            f"as this model's images, {size[0]} x {size[1]}"
-        )
-    colours = torch.from_numpy(to_pixels(picture, size, 3, name))  # which refuses an alpha channel that is used
-    return torch.from_numpy(np.array(to_picture(colours).convert("L"))) >= 128
-
-
-def _sizes(images: Any) -> list[tuple[int, int]]:
-    """(H, W) of each of what `ImageAdapter.pixels` takes."""
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
-        return [(images.shape[1], images.shape[2])]
-    pictures = [open_picture(raw, "given") for raw in (images if isinstance(images, (list, tuple)) else [images])]
-    return [(picture.height, picture.width) for picture in pictures]
-
-
-def _drawn_elements(pixels: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """[1, N] bool: elements of which any pixel [H, W] is to be drawn."""
-    _, rows, columns = grid
-    height, width = pixels.shape
-    tiles = pixels.view(rows, height // rows, columns, width // columns)
-    return tiles.any(3).any(1).flatten()[None]
-
-
-def _is_single_label(adapter: Adapter) -> bool:
-    return isinstance(adapter, LabelAdapter) and len(adapter.names) == 1
+def _window(adapter: Adapter, grid: Grid | None, seconds: float | None) -> int | None:
+    """The window of a target of `grid` in steps, where it is needed; `seconds` None: what the adapter's raw data
+    take."""
+    try:
+        window = adapter.grid_for(seconds)
+    except ValueError as error:
+        raise ValueError(f"window cannot be {seconds}: {error}") from None
+    return window[0] if grid and window and grid[0] > window[0] else None
 
 
 def _spread(segment: Segment, n: int) -> Segment:

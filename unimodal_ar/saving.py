@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from .adapters.base import CONFIG_NAME
-from .adapters.image import tokenizer_folder
+from .adapters.base import CONFIG_NAME, PARTS, part_folder
 from .modeling import UnimodalARForGeneration
 
-# What training and conversion write, by pattern; beside them stand the tokenizers' folders.
+# What training and conversion write, by pattern; beside them stand the folders of what adapters carry.
 MODEL_FILES = (
     *("config.json", "generation_config.json", "model*.safetensors*", CONFIG_NAME),
-    *("recipe.yaml", "evaluation.json", "samples.png"),
+    *("recipe.yaml", "evaluation.json", "samples.png", "samples.wav"),
 )
 
 
@@ -110,20 +109,21 @@ def write_whole(output: Path, write: Callable[[Path], Any], replace: bool = Fals
 
 
 def _model_files(output: Path) -> list[Path]:
-    """What in `output` is called like a model's, or named as such: the tokenizers' folders first, because
+    """What in `output` is called like a model's, or named as such: the adapters' folders first, because
     processor_config.json names them."""
-    return [*_tokenizers(output), *(file for pattern in MODEL_FILES for file in sorted(output.glob(pattern)))]
+    return [*_parts(output), *(file for pattern in MODEL_FILES for file in sorted(output.glob(pattern)))]
 
 
-def _tokenizers(output: Path) -> list[Path]:
-    """The folders of tokenizers that were saved with the adapters in `output`."""
+def _parts(output: Path) -> list[Path]:
+    """The folders of tokenizers and vocoders that were saved with the adapters in `output`."""
     try:
         adapters = json.loads((output / CONFIG_NAME).read_text(encoding="utf-8"))["adapters"]
-        paths = {name: entry.get("elements", {}).get("path") for name, entry in adapters.items()}
+        named = {name: list(entry.get("elements", {}).values()) for name, entry in adapters.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # it names none
         return []
     # What else is named there (an id on the Hub, a folder elsewhere) was not written with the model.
-    folders = [output / tokenizer_folder(name) for name, path in paths.items() if path == tokenizer_folder(name)]
+    own = [(part_folder(modality, part), values) for modality, values in named.items() for part in PARTS]
+    folders = [output / name for name, values in own if name in values]
     return [folder for folder in folders if folder.parent == output and folder.is_dir()]
 
 

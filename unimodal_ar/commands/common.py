@@ -69,12 +69,12 @@ def step_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def naming_options() -> Iterator[None]:
-    """Lets errors about `step_options` name the option, not the argument."""
+    """Lets errors about arguments that are options, too, name the option."""
     try:
         yield
     except ValueError as error:
         name, rest = re.match(r"(\w*)(.*)", str(error), re.DOTALL).groups()  # type: ignore[union-attr]
-        if name not in ("steps", "head_steps", "sampler"):
+        if name not in ("steps", "head_steps", "sampler", "given", "mask", "seconds", "window"):
             raise
         raise ValueError(f"--{name.replace('_', '-')}{rest}") from error
 

@@ -107,9 +107,7 @@ def _check(command: argparse.ArgumentParser, arguments: argparse.Namespace) -> N
 
 def _to_objective(arguments: argparse.Namespace, out: Path) -> tuple[Any, list[Any]]:
     """The converted model of a folder, and the adapters beside it."""
-    from ..adapters import ImageAdapter
     from ..adapters.base import CONFIG_NAME, load_adapters
-    from ..adapters.image import tokenizer_folder
     from ..saving import check_output
 
     folder = Path(arguments.name)
@@ -118,8 +116,8 @@ def _to_objective(arguments: argparse.Namespace, out: Path) -> tuple[Any, list[A
     if out.resolve() == folder.resolve():
         raise ValueError(f"--out is {arguments.out!r}, the folder of the model itself; choose another")
     adapters = list(load_adapters(folder).values()) if (folder / CONFIG_NAME).exists() else []
-    carried = [a.modality for a in adapters if isinstance(a, ImageAdapter) and a.tokenizer_path is not None]
-    check_output(out, "--out", arguments.overwrite, folders=[tokenizer_folder(name) for name in carried])
+    carried = [folder for adapter in adapters for folder in adapter.folders]
+    check_output(out, "--out", arguments.overwrite, folders=carried)
     with warnings.catch_warnings(record=True) as left_out:
         warnings.simplefilter("always", UserWarning)
         model = TO[arguments.to](

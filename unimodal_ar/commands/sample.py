@@ -1,8 +1,11 @@
-"""`unimodal-ar sample`: samples of a model, in one picture."""
+"""`unimodal-ar sample`: samples of a model, in one file."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +15,28 @@ if TYPE_CHECKING:
     from ..adapters import Adapter
     from ..pipelines import Generator
 
+SAMPLES = 16
+
 
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "sample",
-        help="draw images",
-        description="Draw images from a model and write them into one PNG, tiled row by row.",
+        help="draw images or audio",
+        description="Draw samples from a model and write them into one file: images into a PNG, tiled row by row; "
+        "clips into a .wav or .flac, one after the other, with a picture of their spectra beside it.",
     )
     option = command.add_argument
     option("--model", required=True, metavar="DIR", help="a folder that training or conversion wrote")
-    option("--out", required=True, metavar="PNG", help="where to write the picture")
-    option("--n", type=int, default=16, metavar="N", help="how many (default 16)")
+    option("--out", required=True, metavar="FILE", help="where to write: .png, or .wav or .flac for audio")
+    option("--n", type=int, metavar="N", help=f"how many (default {SAMPLES}, with --stream 1)")
+    option("--seconds", type=float, metavar="S", help="how long, for audio (default: as long as the model's clips)")
+    option(
+        "--window",
+        type=float,
+        metavar="S",
+        help="how much of what is longer the model sees at once (default: as long as the model's clips)",
+    )
+    option("--stream", action="store_true", help="write the sample as it is drawn, block by block")
     option(
         "--context",
         action="append",
@@ -40,12 +54,14 @@ def add(commands: Any) -> None:
     option("--seed", type=int, default=0, help="sample i depends on it and i alone (default 0)")
     option("--batch-size", type=int, default=64, metavar="B", help="samples at a time (default 64)")
     option("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
-    completing = command.add_argument_group("completing an image")
-    completing.add_argument("--given", metavar="IMG", help="the image; goes with --mask")
+    completing = command.add_argument_group("completing")
+    completing.add_argument(
+        "--given", metavar="FILE", help="an image, which goes with --mask; or a clip, from which the sample goes on"
+    )
     completing.add_argument(
         "--mask",
         metavar="IMG",
-        help="white where to draw anew, black where to keep; in the size of the image or of the model's images",
+        help="white where to draw an image anew, black where to keep it; in its size or that of the model's images",
     )
     command.set_defaults(run=run)
 
@@ -57,51 +73,90 @@ def run(arguments: argparse.Namespace) -> None:
     _check_request(arguments, out)
     device = usable_device(arguments.device)
     generator = load_quietly(Generator, arguments.model, device)
+    adapter = generator.adapter(arguments.target)
+    if not adapter.suffixes:
+        raise ValueError(f"target is {adapter.modality!r}; its samples have no file of their own")
+    _check_suffix(out, adapter.suffixes)
+    names = ("guidance_scale", "temperature", "top_k", "top_p", "seed", "given", "mask", "seconds", "window")
+    options = {name: getattr(arguments, name) for name in names} | steps | _contexts(arguments, generator)
     with naming_options():
-        samples = generator.generate(
-            arguments.n,
-            arguments.target,
-            guidance_scale=arguments.guidance_scale,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            seed=arguments.seed,
-            given=arguments.given,
-            mask=arguments.mask,
-            batch_size=arguments.batch_size,
-            **steps,
-            **_contexts(arguments, generator),
-        )
-    samples.save(out)
-    print(f"Wrote {arguments.n} samples to {out}")
+        if arguments.stream:
+            _write_stream(generator, adapter, out, {"target": arguments.target, **options})
+            picture = adapter.picture([out])
+        else:
+            samples = generator.generate(
+                arguments.n or SAMPLES, arguments.target, batch_size=arguments.batch_size, **options
+            )
+            samples.save(out)
+            picture = samples.picture()
+    many = 1 if arguments.stream else arguments.n or SAMPLES
+    told = f"Wrote {many} sample{'s' * (many > 1)} to {out}"
+    if picture is not None:
+        from ..adapters.image.pictures import write_png
+
+        write_png(picture, out.with_suffix(".png"))
+        told += f", and a picture to {out.with_suffix('.png')}"
+    print(told)
+
+
+def _write_stream(generator: Generator, adapter: Adapter, out: Path, options: dict[str, Any]) -> None:
+    """Writes one sample as it comes, with a line that says how far it is."""
+    shown = False
+    try:
+        for told in adapter.save_stream(generator.stream(1, **options), out):
+            if told:
+                print(f"\r{told}", end="", file=sys.stderr, flush=True)
+                shown = True
+    finally:
+        if shown:
+            print(file=sys.stderr)
 
 
 def _check_request(arguments: argparse.Namespace, out: Path) -> None:
     """Raises ValueError where something is wrong that can be told before anything is read or computed."""
+    from ..adapters import ADAPTERS
     from ..generation import UnimodalARGenerationConfig
     from ..heads.categorical import check_truncation
 
-    for name in ("n", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
+    _check_numbers(arguments)
     names = ("guidance_scale", "temperature")
     UnimodalARGenerationConfig().updated(**{name: getattr(arguments, name) for name in names})
     check_truncation(arguments.top_k, arguments.top_p)
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out is {arguments.out!r}; it must end in .png")
+    _check_suffix(out, {suffix for adapter in ADAPTERS.values() for suffix in adapter.suffixes})
     check_output("--out", out)
-    if (arguments.given is None) != (arguments.mask is None):
-        there, lacking = ("--given", "--mask") if arguments.mask is None else ("--mask", "--given")
-        raise ValueError(f"{there} comes without {lacking}; completing an image takes both")
+    if out.with_suffix(".png").is_dir():
+        raise ValueError(f"--out is {arguments.out!r}; the picture beside it cannot be written, its name is a folder's")
+    if arguments.mask is not None and arguments.given is None:
+        raise ValueError("--mask comes without --given; completing an image takes both")
     for name in ("given", "mask"):
         path = getattr(arguments, name)
         if path is None:
             continue
         if not Path(path).is_file():
             raise ValueError(f"--{name} is {path!r}; there is no such file")
-        if out.exists() and out.samefile(path):
+        if any(written.exists() and written.samefile(path) for written in (out, out.with_suffix(".png"))):
             raise ValueError(f"--out is {arguments.out!r}, which --{name} reads; it must be another file")
     check_model(arguments.model)
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    if arguments.stream and arguments.n not in (None, 1):
+        raise ValueError(f"--n is {arguments.n} with --stream, which draws 1 sample")
+    for name in ("n", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    for name in ("seconds", "window"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} is {value}; it must be a number > 0")
+
+
+def _check_suffix(out: Path, suffixes: Iterable[str]) -> None:
+    *others, last = sorted(suffixes)
+    if out.suffix.lower() not in (*others, last):
+        legal = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"--out is {str(out)!r}; it must end in {legal}")
 
 
 def _contexts(arguments: argparse.Namespace, generator: Generator) -> dict[str, Any]:
@@ -113,19 +168,5 @@ def _contexts(arguments: argparse.Namespace, generator: Generator) -> dict[str, 
             raise ValueError(f"--context is {text!r}; it must be NAME=VALUE with a NAME of {known}")
         if name in contexts:
             raise ValueError(f"--context names {name!r} twice; give its values in one, with commas between them")
-        contexts[name] = _values(generator.adapters[name], values)
+        contexts[name] = generator.adapters[name].parse(values)
     return contexts
-
-
-def _values(adapter: Adapter, text: str) -> Any:
-    """Labels, by name or number, with commas between them; of anything else the text itself, a path say."""
-    from ..adapters import LabelAdapter
-
-    if not isinstance(adapter, LabelAdapter) or text in adapter.names:  # a name may hold commas of its own
-        return text
-    return [int(part) if _is_number(part) and part not in adapter.names else part for part in text.split(",")]
-
-
-def _is_number(text: str) -> bool:
-    """Of ASCII digits: `int` would read those of other scripts, too."""
-    return text.isascii() and text.isdecimal()

@@ -21,6 +21,7 @@ from ..segment import Grid, Segment, check_grid
 from ..sequence import Part
 from .configuration import UnimodalARGenerationConfig
 from .decoding import CachedDecoding
+from .rolling import Rolling, rolling
 
 
 @dataclass
@@ -69,6 +70,9 @@ class UnimodalARGenerationMixin:
         guidance_schedule: dict[str, Any] | None = None,
         head_steps: int | Sequence[int] | None = None,
         sampler: dict[str, Any] | None = None,
+        window: int | None = None,
+        overlap: int | None = None,
+        sink: int = 0,
     ) -> Segment:
         """Draws a segment of modality `target`.
 
@@ -92,6 +96,11 @@ class UnimodalARGenerationMixin:
                 batch. A `SampleNoise` names the samples' streams itself.
             known_blocks: how many leading blocks of `given` are past: what is unobserved there is missing and stays so.
                 None: everything unobserved is drawn.
+            window: for targets longer than trained, how many steps of the grid's T axis the model sees at once. A
+                longer target is drawn window by window, each given what is carried over of the one before, which the
+                layout must allow to be known (under next-block as whole leading blocks). None: there is one window.
+            overlap: how many steps are carried over; None: window // 2.
+            sink: how many first steps of the target stay in front of every window besides.
 
         Arguments left at None take the values of `self.generation_config`.
 
@@ -104,6 +113,10 @@ class UnimodalARGenerationMixin:
         """
         arguments = locals()
         with torch.no_grad(), _Evaluating(self):
+            if (windows := rolling(self, arguments)) is not None:
+                while not windows.complete:
+                    windows.draw()
+                return windows.so_far()
             job = self._start(arguments)
             for block in range(job.known, job.layout.num_blocks):
                 self._draw(job, block)
@@ -116,6 +129,11 @@ class UnimodalARGenerationMixin:
         bound = inspect.signature(self.generate).bind(*args, **kwargs)
         bound.apply_defaults()
         with _Evaluating(self):
+            windows = rolling(self, bound.arguments)
+        if windows is not None:
+            yield from self._roll(windows)
+            return
+        with _Evaluating(self):
             job = self._start(bound.arguments)
         for block in range(job.known, job.layout.num_blocks):
             with _Evaluating(self):
@@ -126,6 +144,14 @@ class UnimodalARGenerationMixin:
                 observed = job.segment.element_observed & (drawn | given)
                 yield job.segment.replace(values=job.segment.values.clone(), observed=observed)
         yield self._finished(job)
+
+    def _roll(self: Any, windows: Rolling) -> Iterator[Segment]:
+        while not windows.complete:
+            with _Evaluating(self):
+                windows.draw()
+            if not windows.complete:
+                yield windows.so_far()
+        yield windows.so_far()
 
     def adjust_generation_fn(
         self: Any,
@@ -147,12 +173,7 @@ class UnimodalARGenerationMixin:
 
     def _start(self: Any, arguments: dict[str, Any]) -> _Job:
         """Checks the arguments and commits everything that is known to the cache."""
-        context = arguments["context"]
-        if not isinstance(context, (list, tuple)) or not all(isinstance(segment, Segment) for segment in context):
-            raise ValueError(f"context is {context!r}; it must be a list of Segment, [] for none")
-        context = [segment.to(self.device) for segment in context]
-        for segment in context:
-            self.check_segment(segment)
+        context = self._checked(arguments["context"])
         options = self._sampling_options(arguments)
         segment, layout, known, given = self._target(arguments, context)
         guided = options.guidance_scale != 1
@@ -175,6 +196,15 @@ class UnimodalARGenerationMixin:
         sampling["generator"] = generator.child() if objective.knows_anything else generator
         given = None if given is None else given.repeat_interleave(options.num_samples, 0)
         return _Job(segment, layout, known, given, decoding, options.guidance_scales(layout.num_blocks), sampling)
+
+    def _checked(self: Any, context: Any) -> list[Segment]:
+        """The context's segments, on the model's device."""
+        if not isinstance(context, (list, tuple)) or not all(isinstance(segment, Segment) for segment in context):
+            raise ValueError(f"context is {context!r}; it must be a list of Segment, [] for none")
+        context = [segment.to(self.device) for segment in context]
+        for segment in context:
+            self.check_segment(segment)
+        return context
 
     def _draw(self: Any, job: _Job, block: int) -> None:
         """Draws one block into the segment."""
@@ -218,11 +248,8 @@ class UnimodalARGenerationMixin:
                 )
         return options
 
-    def _target(
-        self: Any, arguments: dict[str, Any], context: list[Segment]
-    ) -> tuple[Segment, Layout, int, Tensor | None]:
-        """The segment to fill, its layout, the number of known leading blocks, and what is known where that may be
-        anything."""
+    def _begun(self: Any, arguments: dict[str, Any], context: list[Segment]) -> Segment:
+        """The segment to fill, with what is given of it."""
         name, given, options = arguments["target"], arguments["given"], self.options[arguments["target"]]
         grid = arguments["grid"]
         if given is not None and not isinstance(given, Segment):
@@ -245,11 +272,19 @@ class UnimodalARGenerationMixin:
                 raise ValueError(
                     f"segment {other.modality!r} has a batch of {other.batch_size}; the context has one of {batch}"
                 )
-        segment = segment.replace(target=True)
+        return segment.replace(target=True)
+
+    def _target(
+        self: Any, arguments: dict[str, Any], context: list[Segment]
+    ) -> tuple[Segment, Layout, int, Tensor | None]:
+        """The segment to fill, its layout, the number of known leading blocks, and what is known where that may be
+        anything."""
+        name, given, options = arguments["target"], arguments["given"], self.options[arguments["target"]]
+        segment = self._begun(arguments, context)
         self.check_segment(segment)
         anything = self.objectives[name].knows_anything
         first = None if given is None or arguments["known_blocks"] is not None else self._first(segment, anything)
-        layout = self.layout(name, grid, first)
+        layout = self.layout(name, segment.grid, first)
         known = 0
         if given is not None:
             known = _known_blocks(segment, layout, arguments["known_blocks"], options.layout.order, anything)
