@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from dataclasses import fields
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import TrainingArguments, set_seed
+from transformers import DacConfig, DacModel, TrainingArguments, set_seed
 
 from unimodal_ar import Segment, UnimodalARConfig, UnimodalARForGeneration
 from unimodal_ar.adapters import Series, TimeSeriesAdapter
@@ -453,7 +454,7 @@ def test_unknown_keys_of_the_model(level: list[str], expected: str, tmp_path: Pa
     [
         (
             {"adapters": {}},
-            "adapters is empty; it must map modalities to one of the kinds ['image', 'label', 'timeseries'",
+            "adapters is empty; it must map modalities to one of the kinds ['audio', 'image', 'label', 'timeseries'",
         ),
         ({"adapters": {"series": {"kind": "timeserie"}}}, "adapters.series.kind is 'timeserie'; known kinds are ["),
         ({"adapters": {"series": 3}}, "adapters.series is 3: "),
@@ -462,7 +463,7 @@ def test_unknown_keys_of_the_model(level: list[str], expected: str, tmp_path: Pa
             {"adapters": {"series": {"kind": "timeseries", "patch": 4, "modality": "x"}}},
             "adapters.series.modality is 'x'; it must be its key, 'series'",
         ),
-        ({"data": {"kind": "tables"}}, "data.kind is 'tables'; known kinds are ['images', 'series']"),
+        ({"data": {"kind": "tables"}}, "data.kind is 'tables'; known kinds are ['audio', 'images', 'series']"),
         ({"data": {"kind": "series", "horizon": 8}}, "give exactly one of path and dataset"),
         (
             {"data": {"kind": "series", "horizon": 8, "dataset": "towns"}},
@@ -698,7 +699,34 @@ def _toy_images(document: dict[str, Any], folder: Path) -> None:
     document["data"] |= {"dataset": None, "path": str(folder), "test_path": None, "test": None, "validation": 4}
 
 
-_TOYS = {"series": _toy_series, "images": _toy_images}
+def _toy_audio(document: dict[str, Any], folder: Path) -> None:
+    """Files that are called digit_speaker_take, of clips of 64 ms."""
+    soundfile, audio = pytest.importorskip("soundfile"), document["adapters"]["audio"]
+    audio["seconds"] = 0.064
+    (folder / "clips").mkdir()
+    for digit, take in itertools.product((0, 1), (0, 5, 6, 7)):
+        noise = np.random.default_rng(digit + 2 * take).normal(scale=0.1, size=500)
+        soundfile.write(folder / "clips" / f"{digit}_theo_{take}.wav", noise, 8000)
+    document["data"] |= {"path": str(folder / "clips"), "validation": 2}
+
+
+def _toy_codec(document: dict[str, Any], folder: Path) -> None:
+    """A small codec on this machine in place of one on the Hub."""
+    elements = document["adapters"].get("audio", {}).get("elements", {})
+    if elements.get("kind") == "codec":
+        sizes: dict[str, Any] = {
+            "encoder_hidden_size": 4,
+            "decoder_hidden_size": 16,
+            "hidden_size": 16,
+            "n_codebooks": 8,
+        }
+        codes: Any = {"codebook_size": 16, "codebook_dim": 4, "downsampling_ratios": [8, 8]}
+        rate = document["adapters"]["audio"]["sample_rate"]
+        DacModel(DacConfig(**sizes, **codes, sampling_rate=rate)).save_pretrained(folder / "codec")
+        elements["path"] = str(folder / "codec")
+
+
+_TOYS = {"series": _toy_series, "images": _toy_images, "audio": _toy_audio}
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -709,6 +737,7 @@ def test_shipped_recipes_hold_together(name: str, tmp_path: Path) -> None:
     backbone = document["model"]["backbone"]
     if backbone["model_type"] == "unimodal_ar_decoder":
         backbone.update(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    _toy_codec(document, tmp_path)
     Resolved(document)  # as it is, without its data
     _TOYS[document["data"]["kind"]](document, tmp_path)
     resolved = Resolved(document)

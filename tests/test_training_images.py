@@ -398,7 +398,7 @@ class _Tokenizer:
 @pytest.fixture
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> _Tokenizer:
     made = _Tokenizer()
-    monkeypatch.setattr("unimodal_ar.adapters.image._tokenizer", lambda *_: made)
+    monkeypatch.setattr("unimodal_ar.adapters.image.adapter._tokenizer", lambda *_: made)
     return made
 
 
@@ -431,7 +431,7 @@ class _Latents:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_latents_are_kept_as_they_are(flip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unimodal_ar.adapters.image._tokenizer", lambda *_: _Latents())
+    monkeypatch.setattr("unimodal_ar.adapters.image.adapter._tokenizer", lambda *_: _Latents())
     adapters = _adapters(elements={"kind": "tokenizer", "path": "x"})
     dataset = _data(_folder(tmp_path), adapters, flip=flip).train()
     (_, segment) = dataset.collate([(dataset.rows[3], False), (dataset.rows[4], flip)])["segments"]
@@ -444,7 +444,7 @@ def test_latents_are_kept_as_they_are(flip: bool, tmp_path: Path, monkeypatch: p
 
 
 def test_too_many_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unimodal_ar.adapters.image._tokenizer", lambda *_: _Latents())
+    monkeypatch.setattr("unimodal_ar.adapters.image.adapter._tokenizer", lambda *_: _Latents())
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=24 * 4 * 3 * 4 - 1))
     for in_memory in (True, False):
         with pytest.raises(ValueError, match="what a tokenizer makes of images is always kept, so use fewer"):
@@ -625,7 +625,7 @@ def test_recipes_that_do_not_hold_together(changes: dict[str, Any], expected: st
 
 
 def test_a_recipe_without_data_of_a_known_kind_says_nothing_of_its_evaluation(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^data.kind is 'sounds'; known kinds are \['images', 'series'\]$"):
+    with pytest.raises(ValueError, match=r"^data.kind is 'sounds'; known kinds are \['audio', 'images', 'series'\]$"):
         Resolved(_changed(_document(tmp_path), {"data.kind": "sounds"}))
 
 
@@ -714,9 +714,9 @@ def test_samples_are_ordered_by_class(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def fake(self: Any, n: int, target: str, **arguments: Any) -> Any:
         given.append((n, target, arguments["label"], arguments["seed"]))
-        return SimpleNamespace(save=lambda path: Path(path).touch())
+        return SimpleNamespace(save=lambda path: Path(path).touch(), picture=lambda: None)
 
-    monkeypatch.setattr("unimodal_ar.training.image_evaluation.Generator.generate", fake)
+    monkeypatch.setattr("unimodal_ar.training.sample_evaluation.Generator.generate", fake)
     for samples, labels in ((6, [0, 0, 1, 1, 2, 2]), (2, [0, 1]), (4, [0, 0, 1, 2])):
         document = _changed(_document(tmp_path), {"evaluation.samples": samples, "seed": samples})
         train(document, overwrite=True)
@@ -763,7 +763,7 @@ def test_training_spares_what_is_the_users(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_training_spares_the_tokenizer_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unimodal_ar.adapters.image._tokenizer", lambda *_: _Tokenizer())
+    monkeypatch.setattr("unimodal_ar.adapters.image.adapter._tokenizer", lambda *_: _Tokenizer())
     place = tmp_path / "run" / "image_tokenizer"
     place.mkdir(parents=True)
     document = _changed(_document(tmp_path), {"adapters.image.elements": {"kind": "tokenizer", "path": str(place)}})

@@ -10,11 +10,22 @@ from typing import Any, ClassVar, Protocol
 from ..configuration import UnimodalARConfig
 from ..modeling import UnimodalARForGeneration
 from ..schema import Strict
+from .audio import AudioData, AudioOptions
 from .images import ImageData, ImageOptions
 from .series import DATASETS, SeriesData, SeriesOptions
 
-__all__ = ["DATA", "DATASETS", "Data", "Evaluator", "Examples", "ImageData", "ImageOptions", "SeriesData"]
-__all__ += ["SeriesOptions"]
+__all__ = [
+    "DATA",
+    "DATASETS",
+    "AudioData",
+    "AudioOptions",
+    "Data",
+    "Evaluator",
+    "Examples",
+    "ImageData",
+    "ImageOptions",
+]
+__all__ += ["SeriesData", "SeriesOptions"]
 
 
 class Examples(Protocol):
@@ -60,4 +71,4 @@ class Data(Protocol):
     def evaluator(self, evaluation: Any, config: UnimodalARConfig, seed: int) -> Evaluator: ...
 
 
-DATA: dict[str, Any] = {"images": ImageData, "series": SeriesData}
+DATA: dict[str, Any] = {"audio": AudioData, "images": ImageData, "series": SeriesData}

@@ -5,23 +5,18 @@ Shapes: n images, B of a batch, H x W pixels, C channels, N elements.
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Sequence
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # of accelerate
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm  # type: ignore[import-untyped]  # types-tqdm is not worth a dependency
 
 from ..adapters import ImageAdapter, ImageSource, LabelAdapter
 from ..segment import Segment
+from .source_set import CHUNK, LabelColumn, check_memory, chunks, smallest, split, tell
 
-TOLD = 10  # unreadable files, classes, ... that are listed
-CHUNK = 64  # images that are read, or encoded, at a time
+__all__ = ["ImageDataset", "ImageSet", "split"]
 
 
 class ImageSet:
@@ -60,9 +55,18 @@ class ImageSet:
         # The code of a pixel is the same wherever it stands; that of several, or a tokenizer's, must be made anew.
         self._turnable = adapter.tokenizer is None and adapter.grid[1:] == adapter.size
         self._read_all()
-        self.strata = self._strata()
-        self.classes = self._classes() if classes is None else classes
-        self.labels = None if label_adapter is None else self._labels(label_adapter)
+        column = self._column()
+        self.strata = torch.zeros(len(self), dtype=torch.long) if column is None else column.strata()
+        self.classes: list[str] | None = None
+        self.labels: Tensor | None = None
+        if label_adapter is not None:
+            if column is None:
+                raise ValueError(
+                    f"{name} has no labels (a folder per class, or data.label_column); for a model without "
+                    "labels set data.label to null"
+                )
+            labels = column.coded(label_adapter, classes)
+            self.labels, self.classes = labels.codes, labels.classes
 
     def __len__(self) -> int:
         return len(self.places)
@@ -104,7 +108,7 @@ class ImageSet:
         codes = self.in_memory and self.adapter.element["kind"] == "discrete" and not self.adapter.needs_fit
         self._encoded = tokenised or codes
         problems: list[str] = []
-        for chunk in _chunks(len(self.source), f"Reading {self.name}"):
+        for chunk in chunks(len(self.source), f"Reading {self.name}", "images"):
             pixels = []
             for place in chunk:
                 try:
@@ -118,7 +122,7 @@ class ImageSet:
                 self._keep(made, len(self.places) - len(pixels), len(self.source))
         if self._kept is not None:
             self._kept = self._kept[: len(self.places)]
-        _tell(self.name, problems, self.source)
+        tell(self.name, problems, self.source, "images")
 
     def _keep(self, made: Tensor, start: int, length: int) -> None:
         if self._kept is None:  # one block of memory: to gather the pieces at the end would take it twice
@@ -127,19 +131,13 @@ class ImageSet:
         self._kept[start : start + len(made)] = made
 
     def _check_memory(self, needed: int) -> None:
-        """Raises ValueError where so many bytes are not free; every process on this machine takes as many."""
-        needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        free = psutil.virtual_memory().available
-        if needed > free:
-            remedy = (
-                "what a tokenizer makes of images is always kept, so use fewer or a larger machine"
-                if self.adapter.tokenizer is not None
-                else "set data.in_memory to false"
-            )
-            raise ValueError(
-                f"{self.name}: to keep its {len(self.source)} images takes {needed / 1e9:.1f} GB of memory, of which "
-                f"{free / 1e9:.1f} GB are free; {remedy}"
-            )
+        """Raises ValueError where so many bytes are not free."""
+        remedy = (
+            "what a tokenizer makes of images is always kept, so use fewer or a larger machine"
+            if self.adapter.tokenizer is not None
+            else "set data.in_memory to false"
+        )
+        check_memory(needed, f"{self.name}: to keep its {len(self.source)} images", remedy)
 
     def _values(self, pixels: Tensor) -> Tensor:
         """[B, versions, N, ...], codes in the smallest type that holds them."""
@@ -147,60 +145,14 @@ class ImageSet:
         values = torch.stack([self.adapter.encode_pixels(version).values for version in versions], 1)
         if values.is_floating_point():
             return values
-        size = self.adapter.element["vocab_size"]
-        return values.to(torch.uint8 if size <= 1 << 8 else torch.int16 if size <= 1 << 15 else torch.int32)
+        return smallest(values, self.adapter.element["vocab_size"])
 
-    def _strata(self) -> Tensor:
-        if self.source.labels is None:
-            return torch.zeros(len(self), dtype=torch.long)
-        labels = [self.source.labels[place] for place in self.places]
-        numbers = {label: number for number, label in enumerate(sorted(set(labels), key=str))}
-        return torch.tensor([numbers[label] for label in labels])
-
-    def _classes(self) -> list[str] | None:
-        adapter, own = self.label_adapter, self.source.classes
-        if adapter is None:
+    def _column(self) -> LabelColumn | None:
+        labels, names = self.source.labels, self.source.names
+        if labels is None:
             return None
-        return adapter.names if own is None or adapter.is_named or set(own) <= set(adapter.names) else own
-
-    def _labels(self, adapter: LabelAdapter) -> Tensor:
-        if self.source.labels is None:
-            raise ValueError(
-                f"{self.name} has no labels (a folder per class, or data.label_column); for a model without "
-                "labels set data.label to null"
-            )
-        if self.classes is self.source.classes and self.classes is not None:
-            listed = ", ".join(f"{code} {name!r}" for code, name in enumerate(self.classes[:TOLD]))
-            print(f"{self.name}: the classes are {listed}{', ...' * (len(self.classes) > TOLD)}")
-        if self.source.classes is None and self.classes != adapter.names:
-            raise ValueError(
-                f"{self.name} has numbers for labels, and the training images have names; give "
-                f"adapters.{adapter.modality}.classes the names in the order of the numbers"
-            )
-        codes: dict[Any, int] = {}
-        for place in self.places:
-            label = self.source.labels[place]
-            if label not in codes:
-                try:
-                    codes[label] = self._code(adapter, label)
-                except ValueError as error:
-                    raise ValueError(f"{self.source.names[place]}: {error}") from None
-        return torch.tensor([codes[self.source.labels[place]] for place in self.places])
-
-    def _code(self, adapter: LabelAdapter, label: int) -> int:
-        """What the label adapter makes of a label of the source."""
-        own, classes = self.source.classes, self.classes
-        assert classes is not None
-        if own is None or not 0 <= label < len(own):
-            return int(adapter.encode([label]).values)
-        name = own[label]
-        if adapter.is_named:
-            return int(adapter.encode([name]).values)
-        if name not in classes:
-            numbers = classes == adapter.names
-            hint = f"; give adapters.{adapter.modality}.classes the names in the order of the numbers" * numbers
-            raise ValueError(f"class {name!r} is not among the training images' classes {classes}{hint}")
-        return int(adapter.encode([classes.index(name)]).values)
+        values, named = [labels[place] for place in self.places], [names[place] for place in self.places]
+        return LabelColumn(values, self.source.classes, named, self.name, "images")
 
 
 class ImageDataset(Dataset):
@@ -235,54 +187,3 @@ class ImageDataset(Dataset):
             codes = self.images.labels[rows][:, None]
             segments.insert(0, Segment(label.modality, codes, (1, 1, 1), target=False))
         return {"segments": segments}
-
-
-def split(strata: Tensor, shares: Sequence[int | float], seed: int) -> list[Tensor]:
-    """Cuts n examples into parts in which every class is as frequent as in the whole, to within one example.
-
-    Args:
-        strata: [n] long, the class of each.
-        shares: of each part but the last, as a number of examples or a fraction of n.
-        seed: of the choice.
-
-    Returns:
-        the examples' numbers, increasing, of each part; the last part has what is left.
-    """
-    n = len(strata)
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(n, generator=generator)
-    order = shuffled[strata[shuffled].argsort(stable=True)]  # class by class, each in random order
-    sizes = torch.bincount(strata)
-    starts = (sizes.cumsum(0) - sizes)[strata[order]]
-    # Every class is spread evenly over [0, 1), so that any interval of it holds its share of each.
-    offsets = torch.rand(len(sizes), generator=generator)[strata[order]]
-    places = (torch.arange(n) - starts + offsets) / sizes[strata[order]]
-    order = order[places.argsort(stable=True)]
-    counts = [share if isinstance(share, int) else round(share * n) for share in shares]
-    ends = [*accumulate(counts, initial=0), n]
-    return [order[start:end].sort().values for start, end in pairwise(min(end, n) for end in ends)]
-
-
-def _chunks(n: int, title: str) -> Iterator[range]:
-    """Ranges of at most CHUNK; a bar shows where it takes more than two seconds."""
-    with tqdm(total=n, desc=title, unit="images", delay=2, leave=False) as bar:
-        for start in range(0, n, CHUNK):
-            yield range(start, min(start + CHUNK, n))
-            bar.update(min(CHUNK, n - start))
-
-
-def _tell(name: str, problems: list[str], source: ImageSource) -> None:
-    """Lists what could not be read, and what was passed over; raises ValueError where nothing could be read."""
-    count, others = len(source), source.passed_over
-    if len(problems) == count:
-        raise ValueError(f"{name}: none of the {count} images can be read; the first one: {problems[0]}")
-    if os.environ.get("RANK", "0") != "0":  # every process of a distributed training reads everything
-        return
-    if others:
-        listed = f"{', '.join(others[:TOLD])}{', ...' * (len(others) > TOLD)}"
-        were = "other files were" if len(others) > 1 else "other file was"
-        print(f"{name}: {len(others)} {were} passed over: {listed}", file=sys.stderr)
-    if problems:
-        more = [f"... and {len(problems) - TOLD} more"] if len(problems) > TOLD else []
-        lines = [f"{name}: {len(problems)} of {count} images cannot be read and are left out:", *problems[:TOLD], *more]
-        print("\n  ".join(lines), file=sys.stderr)

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch.utils.data import Dataset
 
 from ..adapters import Adapter, Series, TimeSeriesAdapter, last_steps, read_series, stack_series
-from ..adapters.series import OnIrregular
+from ..adapters.timeseries.series import OnIrregular
 from ..configuration import UnimodalARConfig
 from ..evaluation import format_table
 from ..evaluation.rolling import RollingEvaluation, Rows
