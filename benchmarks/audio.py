@@ -48,7 +48,7 @@ from unimodal_ar.recipes.train import train
 from unimodal_ar.training.recipe import Resolved, load_recipe
 
 RATE = 8000
-MEL = {"kind": "mel", "n_fft": 256, "hop": 64, "n_mels": 40, "patch": 4, "floor": 1e-3}
+MEL = {"kind": "mel", "n_fft": 256, "hop": 64, "n_mels": 40, "patch": 4}
 ELEMENTS: dict[str, dict[str, Any]] = {
     "mu-law, 256 levels": {"kind": "mulaw", "group": 10},
     "mu-law, 64 levels": {"kind": "mulaw", "group": 10, "levels": 64},
@@ -56,7 +56,7 @@ ELEMENTS: dict[str, dict[str, Any]] = {
     "mel, 40 bands, hop 8 ms": MEL,
     "mel, 80 bands, hop 8 ms": {**MEL, "n_fft": 512, "n_mels": 80},
     "mel, 40 bands, hop 16 ms": {**MEL, "hop": 128},
-    "mel, 40 bands, hop 8 ms, floor 1e-5": {**MEL, "floor": 1e-5},
+    "mel, 40 bands, hop 8 ms, floor 1e-3": {**MEL, "floor": 1e-3},
 }
 
 # Row -> recipe, what is changed in it, how it is drawn.
@@ -254,7 +254,7 @@ def measure_speed(args: argparse.Namespace) -> None:
 class Classifier(nn.Module):
     """Spoken digits from log-mel spectrograms; `features` is the last hidden layer."""
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in ((1, width), (width, 2 * width), (2 * width, 2 * width)):
@@ -264,10 +264,10 @@ class Classifier(nn.Module):
 
     @staticmethod
     def spectra(waves: Tensor) -> Tensor:
-        """[n, samples] at 8 kHz -> [n, 1, 64, frames]."""
+        """[n, samples] at 8 kHz -> [n, 1, 40, frames]."""
         import torchaudio
 
-        mel = torchaudio.transforms.MelSpectrogram(RATE, n_fft=256, hop_length=128, n_mels=64, f_max=RATE / 2)
+        mel = torchaudio.transforms.MelSpectrogram(RATE, n_fft=256, hop_length=160, n_mels=40, f_max=RATE / 2)
         return ((mel(waves) + 1e-5).log() + 5)[:, None] / 4
 
     def features(self, waves: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ class Classifier(nn.Module):
         return self.last(self.features(waves))
 
 
-def fit_classifier(waves: Tensor, digits: Tensor, epochs: int = 12) -> Classifier:
+def fit_classifier(waves: Tensor, digits: Tensor, epochs: int = 16) -> Classifier:
     """Clips are shifted in time and scaled while it learns: samples begin where they like."""
     torch.manual_seed(0)
     classifier = Classifier()
