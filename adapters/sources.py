@@ -62,9 +62,12 @@ class Column:
             names = sorted(set(self.values))
             codes = {name: code for code, name in enumerate(names)}
             return [codes[value] for value in self.values], names
+        named = isinstance(self.values[0], str)
         for row, value in enumerate(self.values):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"{self.where} is {value!r} in row {row}; labels must be whole numbers or names")
+            if isinstance(value, bool) or not isinstance(value, str if named else int):
+                raise ValueError(
+                    f"{self.where} is {value!r} in row {row}; labels must be whole numbers or names, in all rows alike"
+                )
         return self.values, self.names
 
 
@@ -144,7 +147,8 @@ def _listed(folder: Path, medium: Medium) -> tuple[list[Path], list[Path], list[
     with os.scandir(folder) as entries:  # which knows folders from files without asking for each
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     folders = [Path(entry) for entry in visible if entry.is_dir()]
-    files = [Path(entry) for entry in visible if entry.is_file()]
+    # A link to nowhere is a file that cannot be read.
+    files = [Path(entry) for entry in visible if entry.is_file() or (entry.is_symlink() and not entry.is_dir())]
     found = [path for path in files if path.suffix.lower() in medium.suffixes]
     return found, [path for path in files if path.suffix.lower() not in medium.suffixes], folders
 

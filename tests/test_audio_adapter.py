@@ -359,6 +359,53 @@ def test_what_is_kept_does_not_depend_on_what_a_mask_hides(kind: str) -> None:
         assert torch.equal(found[0].values[kept], adapter.encode_waves(one[None]).values[kept])
 
 
+def test_what_a_mask_hides_has_no_part_in_resampling_and_loudness() -> None:
+    """Files of another rate, and a loudness that a loud part would change."""
+    adapter = make("waveform", loudness=-20.0)
+    one = 0.1 * torch.randn(1, 2 * 1600 - 20)  # and a little silence behind it
+    other = one.clone()
+    other[:, 1280:1600] *= 8
+    found = [adapter.complete((wave, 2 * RATE), [(0.08, 0.1)]) for wave in (one, other)]
+    kept = found[0].element_observed
+    assert torch.equal(found[0].values[kept], found[1].values[kept])
+    assert (~kept[0]).nonzero()[:, 0].tolist() == [7, 8, 9, 10]  # 80 and 160 ms, and what they are mixed with
+    waves = adapter.decode_waves(found[0])
+    told = torch.cat([waves[..., :560], waves[..., 880:1590]], -1)
+    assert float(told.square().mean().sqrt()) == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("rate", [RATE, 2 * RATE, 11025, 44100])
+def test_a_prompt_of_another_rate_is_kept_as_it_is_in_the_whole(rate: int) -> None:
+    adapter = make("mulaw")
+    wave = 0.1 * torch.randn(1, rate)
+    whole, prompt = adapter.waves((wave, rate))[0], wave[:, : rate // 10]
+    found = adapter.complete((prompt, rate))
+    kept = int(found.element_observed.sum())
+    assert 780 <= kept <= 800 and (kept == 800) == (rate == RATE)
+    assert torch.equal(found.values[0, :kept], adapter.encode_waves(whole[None, :, :kept]).values[0])
+
+
+def test_the_ends_of_a_mask_are_not_rounded_up() -> None:
+    adapter = AudioAdapter(24000, 5.0, elements={"kind": "waveform", "patch": 320, "std": 1.0})
+    silence = (np.zeros(5 * 24000), 24000)
+    assert 4.64 * 24000 < 348 * 320  # by a rounding error
+    drawn = (~adapter.complete(silence, [(4.64, 4.8)]).element_observed[0]).nonzero()[:, 0]
+    assert drawn.tolist() == list(range(348, 360))
+
+
+@pytest.mark.parametrize("kind", ["mel", "mulaw", "codec delay"])
+def test_autocast_changes_nothing(kind: str) -> None:
+    adapter = make(kind)
+    clips = [(0.1 * torch.randn(1, 2 * 1600), 2 * RATE)]
+    segment = adapter.encode(clips)
+    wanted = adapter.decode_waves(segment)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = adapter.encode(clips)
+        decoded = adapter.decode_waves(segment)
+    assert torch.equal(found.values, segment.values)
+    assert decoded.dtype == torch.float32 and torch.equal(decoded, wanted)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -434,7 +481,8 @@ def test_a_picture_shows_time_and_frequency(tmp_path: Path) -> None:
     assert place == pytest.approx(15 / 35.2, abs=0.02)
     assert rows.max() > 200 and light[:, 50:300].mean() < 10  # and silence is dark
     assert adapter.picture([(wave, RATE)] * 3).size == (2 * (58 + 320 + 14), 2 * (12 + 160 + 34))
-    assert adapter.picture((torch.zeros(1, 5), RATE)).size == picture.size  # nothing in it
+    silent = adapter.picture((torch.zeros(1, 5), RATE))  # nothing in it
+    assert silent.size == picture.size and np.array(silent.convert("L"))[20:240, 70:690].max() < 10
 
 
 FRESH = """

@@ -16,7 +16,16 @@ import pytest
 import torch
 
 from unimodal_ar.adapters import AudioClip
-from unimodal_ar.adapters.audio.clips import WaveWriter, open_clip, resample, to_channels, to_loudness, write_wav
+from unimodal_ar.adapters.audio.clips import (
+    WaveWriter,
+    open_clip,
+    open_clips,
+    resample,
+    resampling_reach,
+    to_channels,
+    to_loudness,
+    write_wav,
+)
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 8000
@@ -93,6 +102,11 @@ def test_arrays_come_with_their_rate(array: Any, wanted: list[float]) -> None:
     assert (clip.wave.dtype, clip.wave.tolist(), clip.rate) == (torch.float32, [wanted], RATE)
 
 
+def test_half_precision_is_read() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        assert open_clip((torch.tensor([0.5, -0.25], dtype=dtype), RATE)).wave.tolist() == [[0.5, -0.25]]
+
+
 def test_ten_minutes_are_read(tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     minute = sound(60)
@@ -145,6 +159,18 @@ def test_a_length_that_was_never_filled_in_is_no_truncation() -> None:
     assert torch.equal(open_clip(piped).wave, open_clip(data).wave)
 
 
+def test_a_flac_of_unknown_or_absurd_length_is_refused() -> None:
+    """Its header tells the number of samples in 36 bits; 0, as of a FLAC that was written into a pipe: not known."""
+    data = encoded(sound(), format="FLAC")
+    for low, high, message in (
+        (0x00, b"\0" * 4, r"^a\.flac does not tell how many samples it holds, as FLAC .* a pipe; write it to a file$"),
+        (0x0F, b"\xff" * 4, r"^a\.flac (tells of more samples than fit into memory|is truncated|is no audio)"),
+    ):
+        changed = data[:21] + bytes([data[21] & 0xF0 | low]) + high + data[26:]
+        with pytest.raises(ValueError, match=message):
+            open_clip(changed, "a.flac")
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -179,6 +205,26 @@ def test_a_clip_is_a_float32_tensor(wave: Any, message: str) -> None:
         AudioClip(wave, RATE, "x")
 
 
+def test_a_clip_has_a_whole_number_as_its_rate() -> None:
+    assert isinstance(AudioClip(torch.zeros(1, 5), 8000.0).rate, int)  # type: ignore[arg-type]
+    for rate in (8000.5, "8000", math.nan):
+        with pytest.raises(ValueError, match=f"^x has {rate} samples a second; audio has a whole number"):
+            AudioClip(torch.zeros(1, 5), rate, "x")  # type: ignore[arg-type]
+
+
+def test_what_has_no_name_is_called_by_its_place(tmp_path: Path) -> None:
+    (tmp_path / "x.raw").write_bytes(b"12345678")
+    whole = (sound(), RATE)
+    for bad, name in (
+        ({"bytes": b"x", "path": None}, "clip 1"),
+        (b"x", "clip 1"),
+        ({"bytes": b"x", "path": "a.wav"}, "a.wav"),
+        (tmp_path / "x.raw", str(tmp_path / "x.raw")),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(name)} is no audio that libsndfile reads"):
+            open_clips([whole, bad])
+
+
 @pytest.mark.parametrize("package", ["soundfile", "torchaudio.functional"])
 def test_a_missing_package_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -196,6 +242,25 @@ def test_resampling_keeps_a_tone(old: int, new: int) -> None:
     assert abs(found.shape[1] - new) <= new / 8000 + 1
     middle = slice(new // 4, new // 2)
     assert float((found[:, middle] - wanted[:, middle]).abs().max()) < (0.01 if math.gcd(old, new) > 1 else 0.2)
+
+
+@pytest.mark.parametrize(("old", "new"), [(8000, 16000), (44100, 8000), (16000, 44100), (24000, 16000)])
+def test_how_far_resampling_reaches(old: int, new: int) -> None:
+    """What is at a place changes samples up to there, and some of those but for the last few."""
+    wave = torch.randn(1, old)
+    other = wave.clone()
+    other[:, old // 2 :] += 1
+    reach = resampling_reach(old, new)
+    changed = (resample(wave, old, new) != resample(other, old, new))[0].nonzero()[:, 0]
+    assert new // 2 - reach <= int(changed[0]) <= new // 2 - reach + 2 + new / old
+    assert resampling_reach(new, new) == 0
+
+
+def test_autocast_does_not_reach_what_is_resampled() -> None:
+    wave = sound()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resample(wave, RATE, 2 * RATE)
+    assert torch.equal(found, resample(wave, RATE, 2 * RATE))
 
 
 def test_a_rate_that_fits_is_left_alone() -> None:
@@ -218,6 +283,9 @@ def test_loudness_is_set_unless_the_peak_would_pass_one() -> None:
     assert float(to_loudness(wave, -20).square().mean().sqrt()) == pytest.approx(0.1, rel=1e-4)
     assert float(to_loudness(wave, 0).abs().max()) == pytest.approx(1, abs=1e-6)
     assert torch.equal(to_loudness(torch.zeros(1, 9), -20), torch.zeros(1, 9))
+    part = torch.cat([wave, torch.zeros_like(wave)], 1)  # half of which counts
+    torch.testing.assert_close(to_loudness(part, -20, 0.5)[:, : wave.shape[1]], to_loudness(wave, -20))
+    assert torch.equal(to_loudness(torch.zeros(1, 9), -20, 0.0), torch.zeros(1, 9))
 
 
 # ---- writing
@@ -257,6 +325,15 @@ def test_a_file_that_is_there_stays_when_writing_fails(tmp_path: Path, monkeypat
 def test_where_nothing_can_be_written_is_told(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AudioClip(sound(), RATE).save(tmp_path / name)
+
+
+def test_what_flac_cannot_hold_is_told(tmp_path: Path) -> None:
+    for channels, rate in ((1, 768000), (9, RATE)):
+        with pytest.raises(
+            ValueError, match=rf"x\.flac cannot be written as FLAC with {channels} channels at {rate} Hz: "
+        ):
+            AudioClip(sound(channels=channels), rate).save(tmp_path / "x.flac")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_is_whole_after_every_chunk(tmp_path: Path) -> None:

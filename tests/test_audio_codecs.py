@@ -43,7 +43,9 @@ def dac(**config: Any) -> Any:
     model = DacModel(DacConfig(**{**sizes, "downsampling_ratios": [2, 4], "sampling_rate": RATE, **config}))
     for layer in model.modules():
         if isinstance(layer, nn.Conv1d):
-            layer.reset_parameters()  # its own are so small that all places sound alike
+            layer.reset_parameters()  # its own are so small that all places sound alike; with biases they do, too
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Embedding):
             nn.init.normal_(layer.weight)
     return model

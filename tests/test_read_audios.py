@@ -167,6 +167,34 @@ def test_a_manifest_cuts_parts_out_of_files(tmp_path: Path) -> None:
     assert source.load(1).name == f"{file} from 0.01 to 0.03 s"
 
 
+def test_what_manifests_may_hold(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav")
+    row = json.dumps({"path": "a.wav", "text": "one\u2028two\x85"}, ensure_ascii=False)
+    path = tmp_path / "clips.jsonl"
+    path.write_bytes(f"\ufeff{row}\r\n{row}\n".encode())  # a mark of byte order, Windows' ends of lines
+    assert column(read_audios(path, ["text"]), "text") == ["one\u2028two\x85"] * 2
+    path.write_bytes(row.replace("one", "\xe9").encode("latin-1", "ignore"))
+    with pytest.raises(ValueError, match=r"clips\.jsonl is not UTF-8: byte 27 is 0xe9$"):
+        read_audios(path)
+
+
+@pytest.mark.parametrize("labels", [["1", 2], [1, "2"], ["1", None]])
+def test_labels_are_numbers_or_names(labels: list[Any], tmp_path: Path) -> None:
+    rows = [{"path": "a.wav", "digit": label} for label in labels]
+    source = read_audios(manifest(tmp_path, *rows), ["digit"])
+    with pytest.raises(ValueError, match=rf"is {labels[1]!r} in row 1; labels must be whole numbers or names, in all"):
+        source.columns["digit"].labels()
+
+
+def test_a_link_to_nowhere_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav")
+    (tmp_path / "b.wav").symlink_to(tmp_path / "gone.wav")
+    source = read_audios(tmp_path)
+    assert len(source) == 2
+    with pytest.raises(ValueError, match=r"b\.wav is not there"):
+        source.load(1)
+
+
 def test_a_pattern_leaves_each_part_its_place(tmp_path: Path) -> None:
     write(tmp_path / "a_1.wav")
     rows = [{"path": "other.wav", "word": "no"}, {"path": "a_1.wav", "start": 0.04, "word": "yes"}]

@@ -306,6 +306,13 @@ def test_a_vocoder_of_another_sample_rate_is_refused() -> None:
         AudioAdapter(16000, 1.0, elements=TINY, vocoder=vocoders()["speecht5"])
 
 
+def test_a_vocoder_made_for_other_mels_is_refused() -> None:
+    vocoder = Vocoder(vocoders()["speecht5"], 16)
+    assert with_vocoder(vocoder).vocoder is vocoder
+    with pytest.raises(ValueError, match=r"^elements.n_mels is 8; vocoder SpeechT5HifiGan was made for 16$"):
+        with_vocoder(vocoder, n_mels=8)
+
+
 def test_only_mels_have_a_vocoder() -> None:
     with pytest.raises(ValueError, match=r"^elements.kind is 'mulaw' and a vocoder is given; it must be 'mel'"):
         AudioAdapter(8000, 1.0, vocoder=vocoders()["speecht5"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -177,6 +178,33 @@ def test_modules_are_on_the_models_device_while_a_stream_lasts(monkeypatch: pyte
     assert frozen.device == torch.device("cuda")
 
 
+def test_a_stream_says_at_once_what_is_wrong() -> None:
+    source = tunes()
+    with pytest.raises(ValueError, match="seconds is 101"):
+        source.stream(label=1, seconds=101)
+    with pytest.raises(ValueError, match="guidance_scale is 2"):
+        source.stream(label=1, guidance_scale=2)
+    with pytest.raises(ValueError, match="overlap is 3 without a window"):
+        source.model.stream([], "tune", overlap=3)
+
+
+def test_a_window_carries_something_over() -> None:
+    told = "^window is 0.25, a single step; it must be at least two, of which one is carried over$"
+    with pytest.raises(ValueError, match=told):
+        tunes().generate(1, label=1, seconds=5, window=0.25)
+
+
+def test_delayed_rows_have_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a delay (pattern "delay") are at each window's end those of a clip's end."""
+    monkeypatch.setattr(
+        Tune, "grid_for", lambda _, s: (STEPS + 2 if s is None else math.ceil(s * PER_SECOND) + 2, 1, 1)
+    )
+    assert tunes().generate(1, label=1, seconds=2).segment.grid == (10, 1, 1)
+    for draw in (tunes().generate, tunes().stream):
+        with pytest.raises(ValueError, match=r"^'tune' cannot be drawn window by window: a step of it takes 3 rows"):
+            draw(1, label=1, seconds=3)
+
+
 def test_what_has_no_length_is_told() -> None:
     adapter = ImageAdapter(4, channels=1, elements={"kind": "levels", "levels": 3})
     source = Generator(build({"image": codes(3, adapter.grid)}), [adapter])
@@ -274,6 +302,7 @@ def test_a_stream_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["--window", "nan"], "--window is nan; it must be a number > 0"),
         (["--window", "inf"], "--window is inf; it must be a number > 0"),
         (["--stream", "--n", "2"], "--n is 2 with --stream, which draws 1 sample"),
+        (["--stream", "--batch-size", "2"], "--batch-size is 2 with --stream, which draws 1 sample"),
         (["--out", "a.png"], "--out is 'a.png'; it must end in .notes or .tune"),
         (["--out", "a.txt"], "--out is 'a.txt'; it must end in "),
         (["--out", "taken.tune"], "--out is 'taken.tune'; the picture beside it cannot be written, its name is a fold"),
@@ -377,3 +406,7 @@ def test_audio_on_the_command_line(
     told = capsys.readouterr().err.splitlines()
     assert told[-2] == "error: --out is 'more.png'; it must end in .flac or .wav"
     assert ".wav" in told[-1] and not Path("a.flac").exists()
+    before = Path("shot.wav").read_bytes()
+    for wrong in (["--seconds", "1", "--window", "0.001"], ["--given", "stream.wav"], ["--guidance-scale", "2"]):
+        assert sample("--out", "shot.wav", "--stream", *wrong) == 2
+        assert Path("shot.wav").read_bytes() == before  # nothing is lost where nothing is drawn

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+MOMENT = 1e-6  # seconds, rounded up to a single step of anything
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """What was drawn.
@@ -170,7 +173,7 @@ class Generator:
             n, target, options: as of `generate`, but `batch_size`; the same seed draws the same samples.
 
         Raises:
-            ValueError: as `generate`.
+            ValueError: as `generate`, at once.
         """
         if "batch_size" in options:
             raise ValueError(f"batch_size is {options['batch_size']!r}; stream draws its samples together")
@@ -179,7 +182,11 @@ class Generator:
         with self._modules_moved():
             request = self._request(bound.arguments)
             drawn = self.model.stream(**request.arguments(torch.arange(request.n)))
-            yield from request.adapter.stream(segment.to("cpu") for segment in drawn)
+        return self._streamed(request.adapter, drawn)
+
+    def _streamed(self, adapter: Adapter, drawn: Iterator[Segment]) -> Iterator[Any]:
+        with self._modules_moved():
+            yield from adapter.stream(segment.to("cpu") for segment in drawn)
 
     __call__ = generate
 
@@ -319,7 +326,18 @@ def _window(adapter: Adapter, grid: Grid | None, seconds: float | None) -> int |
         window = adapter.grid_for(seconds)
     except ValueError as error:
         raise ValueError(f"window cannot be {seconds}: {error}") from None
-    return window[0] if grid and window and grid[0] > window[0] else None
+    if not grid or not window or grid[0] <= window[0]:
+        return None
+    rows = adapter.grid_for(MOMENT)
+    if rows is not None and rows[0] > 1:
+        raise ValueError(
+            f"{adapter.modality!r} cannot be drawn window by window: a step of it takes {rows[0]} rows (a delay), so "
+            "that the model ends each window as if it were the clip's end; make seconds or window such that a single "
+            "window holds all"
+        )
+    if window[0] < 2:
+        raise ValueError(f"window is {seconds}, a single step; it must be at least two, of which one is carried over")
+    return window[0]
 
 
 def _spread(segment: Segment, n: int) -> Segment:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,9 +16,19 @@ from torch.nn.functional import pad
 from ...schema import parse
 from ...segment import Grid, Segment
 from ..base import Adapter, AdapterOptions, part_folder, register_adapter, save_part
-from .clips import RATES, AudioClip, WaveWriter, check_path, open_clip, resample, to_channels, to_loudness
+from .clips import (
+    RATES,
+    AudioClip,
+    WaveWriter,
+    check_path,
+    open_clips,
+    resample,
+    resampling_reach,
+    to_channels,
+    to_loudness,
+)
 from .codecs import AudioTokenizer
-from .continuing import continued, heard, redrawn, streamed
+from .continuing import continued, heard, kept_samples, redrawn, streamed
 from .mels import MelElements, filled
 from .parts import find_tokenizer, find_vocoder, make_codec
 from .vocoders import Vocoder
@@ -194,9 +203,7 @@ class AudioAdapter(Adapter):
         Raises:
             ValueError: a clip that cannot be read or mixed; the message names the file, or its place.
         """
-        loudness = self.options.loudness
-        waves = self._plain(clips)
-        return waves if loudness is None else [to_loudness(wave, loudness) for wave in waves]
+        return [self._loud(wave) for wave in self._plain(open_clips(clips))]
 
     def chunks(self, wave: Tensor, overlap: float = 0.0) -> Tensor:
         """[C, S] of any length -> [n, C, samples]: windows of the model's length, one every `seconds - overlap`, the
@@ -271,22 +278,29 @@ class AudioAdapter(Adapter):
         Args:
             given: clips as `waves` takes them. Without a mask they are what the clips begin with, all of as many steps:
                 every leading step that tells of nothing behind a prompt's end is kept, the rest is drawn.
-            mask: list of (start, end) in seconds, of what is drawn anew; `given` is then the whole, and steps that tell
-                of anything between are drawn, too.
+            mask: list of (start, end) in seconds, of what is drawn anew; `given` is then the whole, followed by silence
+                where it is shorter. Steps that tell of anything between are drawn, too, and so are the few samples that
+                resampling mixes with it; it has no part in the loudness. (The codes of a codec that looks around, DAC
+                say, tell near a mask or a prompt's end of the silence that stands there for what is not known.)
             seconds: of the whole; None: the adapter's.
 
         Raises:
-            ValueError: nothing to keep or nothing to draw, clips that are too long or not of one length, a mask that is
-                no such list.
+            ValueError: a prompt of no whole step, or of all; clips that are too long, a mask that is no such list.
         """
         if given is None:
             raise ValueError("mask comes without given; drawing anew takes both, a clip and what to draw of it")
-        waves, grid = self.waves(given), self.grid_for(seconds)
+        clips, grid = open_clips(given), self.grid_for(seconds)
+        reach = max(resampling_reach(clip.rate, self.sample_rate) for clip in clips)
         if mask is None:
-            values, observed = continued(self._codec, waves, grid)
+            values, observed = continued(self._codec, self.waves(clips), grid, reach)
         else:
-            whole = self._padded(waves, self._codec.steps(grid) * self.step)
-            values, observed = redrawn(self._codec, whole, grid, mask)
+            samples = self._codec.steps(grid) * self.step
+            kept = kept_samples(mask, samples, self.sample_rate, reach)
+            waves = self._plain(clips)
+            whole = self._padded(waves, samples).masked_fill(~kept, 0)
+            shares = [float(kept[: wave.shape[1]].sum()) / samples for wave in waves]
+            whole = torch.stack([self._loud(wave, share) for wave, share in zip(whole, shares, strict=True)])
+            values, observed = redrawn(self._codec, whole, grid, kept)
         return Segment(self.modality, values, grid, observed=observed)
 
     def stream(self, segments: Iterable[Segment]) -> Iterator[list[AudioClip]]:
@@ -307,7 +321,7 @@ class AudioAdapter(Adapter):
         """
         check_path(path)
         pause = torch.zeros(self.channels, round(PAUSE * self.sample_rate))
-        parts = [part for wave in self._plain(raw) for part in (pause, wave)][1:]
+        parts = [part for wave in self._plain(open_clips(raw)) for part in (pause, wave)][1:]
         AudioClip(torch.cat(parts, 1), self.sample_rate).save(path)
 
     def save_stream(self, parts: Iterable[list[AudioClip]], path: str | os.PathLike[str]) -> Iterator[str]:
@@ -329,7 +343,7 @@ class AudioAdapter(Adapter):
         """The log-mel spectrograms of clips as `waves` takes them, over seconds and Hz; several in a grid."""
         from .picture import picture
 
-        return picture(self._plain(raw), self.sample_rate)
+        return picture(self._plain(open_clips(raw)), self.sample_rate)
 
     def save_files(self, folder: Path) -> dict[str, Any]:
         """Saves the tokenizer or the vocoder, if there is one, in the sub-folder MODALITY_tokenizer or
@@ -348,19 +362,14 @@ class AudioAdapter(Adapter):
         # Less a rounding error: 0.1 s of 8000 Hz are 800 samples.
         return max(1, math.ceil(seconds * self.sample_rate / self.step - 1e-6))
 
-    def _plain(self, clips: Any) -> list[Tensor]:
+    def _plain(self, clips: list[AudioClip]) -> list[Tensor]:
         """`waves` at the loudness that they have."""
-        is_pair = isinstance(clips, tuple) and len(clips) == 2 and isinstance(clips[0], (np.ndarray, Tensor))
-        if is_pair or not isinstance(clips, (list, tuple)):
-            clips = [clips]
-        if not clips:
-            raise ValueError("the list of clips is empty; it must hold at least one")
-        return [self._wave(raw, place) for place, raw in enumerate(clips)]
+        rate, channels = self.sample_rate, self.channels
+        return [resample(to_channels(clip.wave.cpu(), channels, clip.name), clip.rate, rate) for clip in clips]
 
-    def _wave(self, raw: Any, place: int) -> Tensor:
-        has_name = isinstance(raw, (str, os.PathLike, Mapping)) or bool(getattr(raw, "name", None))
-        clip = open_clip(raw, None if has_name else f"clip {place}")
-        return resample(to_channels(clip.wave, self.channels, clip.name), clip.rate, self.sample_rate)
+    def _loud(self, wave: Tensor, share: float = 1.0) -> Tensor:
+        loudness = self.options.loudness
+        return wave if loudness is None else to_loudness(wave, loudness, share)
 
     def _padded(self, waves: list[Tensor], samples: int) -> Tensor:
         """[B, C, samples], with silence at the end."""

@@ -8,6 +8,7 @@ PCM is written: samples beyond 1 are clipped then, counted, and the count is tol
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import uuid
@@ -29,6 +30,8 @@ SUFFIXES = (".wav", ".flac")
 # largest number they have in the header; that tells nothing.
 SHORTER = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 UNTOLD = 0x7FFF0000
+# The frames of a file that does not tell how many it has (libsndfile's SF_COUNT_MAX).
+UNCOUNTED = 2**63 - 1
 # The largest term of a ratio of two rates: the filters of a resampling have size term x term.
 LARGEST_TERM = 4096
 
@@ -57,8 +60,7 @@ class AudioClip:
             raise ValueError(f"{name} has a wave that is {found}; it must be a float32 tensor [channels, samples]")
         if 0 in wave.shape:
             raise ValueError(f"{name} holds no samples; a clip has at least one")
-        if not RATES[0] <= self.rate <= RATES[1]:
-            raise ValueError(f"{name} has {self.rate} samples a second; audio has {RATES[0]} to {RATES[1]}")
+        object.__setattr__(self, "rate", _rate(self.rate, name))
         bad = int((~wave.isfinite()).sum())
         if bad:
             raise ValueError(f"{name} holds {bad} samples that are NaN or infinite; all must be finite")
@@ -75,7 +77,7 @@ class AudioClip:
         """Writes PCM16, whole or not at all, as .wav or .flac; a sample beyond 1 is clipped, with a warning.
 
         Raises:
-            ValueError: another suffix, a folder that is missing.
+            ValueError: another suffix, a folder that is missing, a rate or channels that FLAC does not have.
             ImportError: soundfile is missing and the name ends in .flac.
         """
         path = check_path(path)
@@ -83,7 +85,13 @@ class AudioClip:
             _whole(path, lambda temporary: write_wav(temporary, self.wave, self.rate, str(path)))
             return
         pcm, clipped = to_pcm(self.wave)
-        _whole(path, lambda temporary: soundfile().write(temporary, pcm, self.rate, subtype="PCM_16", format="FLAC"))
+        package = soundfile()
+        try:
+            _whole(path, lambda temporary: package.write(temporary, pcm, self.rate, subtype="PCM_16", format="FLAC"))
+        except package.LibsndfileError as error:
+            raise ValueError(
+                f"{path} cannot be written as FLAC with {self.channels} channels at {self.rate} Hz: {_reason(error)}"
+            ) from None
         _tell(clipped, pcm.size, str(path))
 
 
@@ -170,6 +178,16 @@ def open_clip(source: Any, name: str | None = None) -> AudioClip:
     )
 
 
+def open_clips(clips: Any) -> list[AudioClip]:
+    """One clip, or the clips of a list, each as `open_clip` takes it; one without a name is called by its place."""
+    is_pair = isinstance(clips, tuple) and len(clips) == 2 and isinstance(clips[0], (np.ndarray, Tensor))
+    if is_pair or not isinstance(clips, (list, tuple)):
+        clips = [clips]
+    if not clips:
+        raise ValueError("the list of clips is empty; it must hold at least one")
+    return [open_clip(raw, _name(raw) or f"clip {place}") for place, raw in enumerate(clips)]
+
+
 def resample(wave: Tensor, old: int, new: int) -> Tensor:
     """float32 [..., S] from `old` to `new` samples a second: [..., ceil(S * new / old)], by torchaudio's windowed sinc
     (Hann, 6 zero crossings, roll-off 0.99). A ratio of terms above 4096, of 44101 Hz to 8000 Hz say, is taken as the
@@ -178,7 +196,13 @@ def resample(wave: Tensor, old: int, new: int) -> Tensor:
         return wave
     ratio = Fraction(min(old, new), max(old, new)).limit_denominator(LARGEST_TERM)
     small, large = ratio.numerator, ratio.denominator
-    return torchaudio().functional.resample(wave, *((large, small) if old > new else (small, large)))
+    with torch.autocast(wave.device.type, enabled=False):
+        return torchaudio().functional.resample(wave, *((large, small) if old > new else (small, large)))
+
+
+def resampling_reach(old: int, new: int) -> int:
+    """How far, in samples of the new rate, what is at a place can be heard around it after `resample`."""
+    return 0 if old == new else math.ceil(6 / 0.99 * max(new / old, 1)) + 1
 
 
 def to_channels(wave: Tensor, channels: int, name: str = "the clip") -> Tensor:
@@ -197,10 +221,15 @@ def to_channels(wave: Tensor, channels: int, name: str = "the clip") -> Tensor:
     raise ValueError(f"{name} has {found} channels, which cannot be mixed to {channels}; only mono and stereo can")
 
 
-def to_loudness(wave: Tensor, loudness: float) -> Tensor:
+def to_loudness(wave: Tensor, loudness: float, share: float = 1.0) -> Tensor:
     """Scales [C, S] to `loudness`, the level of its root mean square in dB below full scale (dBFS, where a sine of
-    amplitude 1 has -3), or less, to a peak of 1, where its peak would pass that. Silence stays as it is."""
-    rms, peak = float(wave.square().mean().sqrt()), float(wave.abs().max())
+    amplitude 1 has -3), or less, to a peak of 1, where its peak would pass that. Silence stays as it is.
+
+    Args:
+        share: the part of the samples that counts; the others are silence.
+    """
+    peak = float(wave.abs().max())
+    rms = float(wave.square().mean().sqrt()) / max(share, 1 / wave.shape[1]) ** 0.5
     return wave if rms == 0 else wave * min(10 ** (loudness / 20) / rms, 1 / peak)
 
 
@@ -239,6 +268,13 @@ def torchaudio() -> Any:
     return torchaudio
 
 
+def _name(raw: Any) -> str | None:
+    if isinstance(raw, (str, os.PathLike)):
+        return os.fspath(raw)
+    name = raw.get("path") if isinstance(raw, Mapping) else getattr(raw, "name", None)
+    return None if name is None else str(name)
+
+
 def _read(path: str | os.PathLike[str], name: str) -> AudioClip:
     if os.path.isdir(path):
         raise ValueError(f"{name} is a folder; read_audios reads the clips of a folder")
@@ -261,16 +297,27 @@ def _decode(file: BinaryIO, name: str) -> AudioClip:
             _check_header(sound, name)
             samples = sound.read(dtype="float32", always_2d=True)
             told, rate, kind = sound.frames, sound.samplerate, sound.format
-    except package.LibsndfileError as error:
-        reason = str(error.error_string).strip().rstrip(".")
-        raise ValueError(f"{name} is no audio that libsndfile reads, or broken or truncated: {reason}") from None
+    except (package.LibsndfileError, TypeError) as error:  # TypeError: named .raw, where the rate is to be told
+        raise ValueError(
+            f"{name} is no audio that libsndfile reads, or broken or truncated: {_reason(error)}"
+        ) from None
+    except MemoryError as error:
+        raise ValueError(f"{name} tells of more samples than fit into memory: {error}") from None
     if len(samples) < told or (kind == "OGG" and not _has_last_page(file)):
         raise ValueError(f"{name} is truncated: it holds {len(samples)} samples and then breaks off")
-    return AudioClip(torch.from_numpy(samples.T.copy()), rate, name)
+    return AudioClip(torch.from_numpy(np.ascontiguousarray(samples.T)), rate, name)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "error_string", error)).strip().rstrip(".")
 
 
 def _check_header(sound: Any, name: str) -> None:
     _rate(sound.samplerate, name)  # before anything is decoded
+    if sound.frames == UNCOUNTED:
+        raise ValueError(
+            f"{name} does not tell how many samples it holds, as FLAC that was written into a pipe; write it to a file"
+        )
     for told, found in SHORTER.findall(sound.extra_info):
         if int(found) < int(told) < UNTOLD:
             raise ValueError(f"{name} is truncated: it tells of {told} bytes of audio and has {found}")
@@ -298,7 +345,10 @@ def _rate(rate: Any, name: str) -> int:
 
 
 def _from_array(array: np.ndarray | Tensor, name: str) -> Tensor:
-    found = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    if isinstance(array, Tensor):
+        # numpy knows no bfloat16.
+        array = (array.float() if array.dtype == torch.bfloat16 else array).detach().cpu().numpy()
+    found = array
     if found.ndim not in (1, 2):
         raise ValueError(f"{name} has shape {tuple(found.shape)}; audio is [samples] or [channels, samples]")
     found = np.atleast_2d(found)

@@ -16,8 +16,11 @@ from ...segment import Grid, Segment
 from .wave_codec import WaveCodec
 
 
-def continued(codec: WaveCodec, prompts: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
+def continued(codec: WaveCodec, prompts: Sequence[Tensor], grid: Grid, reach: int = 0) -> tuple[Tensor, Tensor]:
     """Clips that begin with prompts [C, S]: every leading step that tells of nothing behind its prompt's end is kept.
+
+    Args:
+        reach: how many samples at a prompt's end tell of what is behind it, though it is not known.
 
     Returns:
         values as of `codec.encode`, 0 where nothing is kept; bool [B, N], True where it is.
@@ -26,14 +29,14 @@ def continued(codec: WaveCodec, prompts: Sequence[Tensor], grid: Grid) -> tuple[
         ValueError: no step to keep or none to draw, or not the same number for all.
     """
     step, rate = codec.step, codec.sample_rate
-    length = codec.steps(grid) * step
-    found = sorted({max(prompt.shape[1] - codec.after, 0) // step for prompt in prompts})
+    length, behind = codec.steps(grid) * step, codec.after + reach
+    found = sorted({max(prompt.shape[1] - behind, 0) // step for prompt in prompts})
     if len(found) > 1:
         raise ValueError(f"given has clips of {found} steps of {step / rate:g} s; all must have the same number")
     steps = found[0]
     if not 0 < steps * step < length:
         raise ValueError(
-            f"given has {prompts[0].shape[1] / rate:g} s; it must have at least {(step + codec.after) / rate:g} s and "
+            f"given has {prompts[0].shape[1] / rate:g} s; it must have at least {(step + behind) / rate:g} s and "
             f"less than the whole, {length / rate:g} s"
         )
     told = -(-(steps * step + codec.after) // step) * step  # samples of which the kept steps tell, in whole steps
@@ -46,27 +49,31 @@ def continued(codec: WaveCodec, prompts: Sequence[Tensor], grid: Grid) -> tuple[
     return values, (torch.arange(values.shape[1]) < kept).expand(len(values), -1)
 
 
-def redrawn(codec: WaveCodec, waves: Tensor, grid: Grid, mask: Iterable[tuple[float, float]]) -> tuple[Tensor, Tensor]:
-    """Clips [B, C, S] to be drawn anew in places. They are encoded with silence there.
-
-    Args:
-        mask: (start, end) in seconds; steps that tell of anything between are drawn, too.
-
-    Returns:
-        as `continued`.
+def kept_samples(mask: Iterable[tuple[float, float]], samples: int, rate: int, reach: int) -> Tensor:
+    """bool [samples], False between (start, end) in seconds, and for `reach` samples around.
 
     Raises:
         ValueError: a mask that is no list of such pairs.
     """
-    steps, step, rate = codec.steps(grid), codec.step, codec.sample_rate
-    drawn = torch.zeros(steps, dtype=torch.bool)
-    waves = waves.clone()
-    for start, end in _checked(mask, steps * step / rate):
-        first, last = math.floor(start * rate), math.ceil(end * rate)
-        waves[..., first:last] = 0
-        drawn[max(first - codec.after, 0) // step : -(-(last + codec.before) // step)] = True
+    kept = torch.ones(samples, dtype=torch.bool)
+    for start, end in _checked(mask, samples / rate):
+        # Less a rounding error: 4.64 s of 24000 Hz are 111360 samples.
+        first, last = math.floor(start * rate + 1e-6), math.ceil(end * rate - 1e-6)
+        kept[max(first - reach, 0) : last + reach] = False
+    return kept
+
+
+def redrawn(codec: WaveCodec, waves: Tensor, grid: Grid, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Clips [B, C, S] to be drawn anew where `kept`, bool [S], is False, in which they hold silence. Steps that tell of
+    any of these samples are drawn.
+
+    Returns:
+        values as of `codec.encode`; bool [B, N], True where they are kept.
+    """
+    told = codec.before + codec.step + codec.after
+    drawn = pad(~kept, (codec.before, codec.after)).unfold(0, told, codec.step).any(-1)
     # A row of a pattern holds codes of its step and of as many before as the grid has rows more than steps.
-    lag = grid[0] - steps
+    lag = grid[0] - len(drawn)
     rows = torch.stack([pad(drawn, (shift, lag - shift)) for shift in range(lag + 1)]).any(0)
     observed = ~rows.repeat_interleave(codec.width)
     return codec.encode(waves), observed.expand(len(waves), -1)

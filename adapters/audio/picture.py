@@ -22,6 +22,7 @@ WIDTH, HEIGHT = 640, 240  # of a plot in pixels
 NARROW, LOW = 320, 160  # where there are several
 LEFT, BOTTOM, TOP, RIGHT = 58, 34, 12, 14  # margins in pixels
 RANGE = 80  # dB from the loudest mel down to black
+QUIET = -100  # dB; what is quieter is as dark as silence
 TEXT, BACKGROUND, FONT_SIZE = (40, 40, 40), (255, 255, 255), 12
 FREQUENCIES = (100, 250, 500, 1000, 2000, 4000, 8000, 16000, 32000)
 APART = 18  # pixels between two labels of the frequency axis, at least
@@ -86,7 +87,7 @@ def _plot(wave: Tensor, sample_rate: int, size: tuple[int, int]) -> np.ndarray:
     mono = wave.mean(0, keepdim=True)
     mono = pad(mono, (0, -mono.shape[1] % elements.hop))
     level = 20 * mel_scale(elements, sample_rate).log_mel(mono)  # [1, F, M] in dB
-    light = (1 + (level - level.max()) / RANGE).clamp(0, 1).transpose(1, 2)
+    light = (1 + (level - level.max().clamp(min=QUIET)) / RANGE).clamp(0, 1).transpose(1, 2)
     light = interpolate(light[None], (high, wide), mode="bilinear", antialias=True)[0, 0].flip(0)
     place = light.numpy() * (len(COLOURS) - 1)
     steps = np.arange(len(COLOURS))

@@ -194,11 +194,12 @@ def _is_path(item: Any) -> bool:
 
 
 def _from_manifest(path: Path) -> AudioSource:
-    rows = [
-        _row(path, number, line)
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if line.strip()
-    ]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
+    # Not splitlines, for which a line separator within a transcript ends a line, too.
+    rows = [_row(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not rows:
         raise ValueError(f"{path} has no rows; it must have at least one")
     keys = dict.fromkeys(key for row in rows for key in row if key not in _PLACES)

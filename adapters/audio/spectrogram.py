@@ -130,7 +130,8 @@ class MelScale:
         parts = []
         for start in range(0, count, FRAMES):
             end = (min(start + FRAMES, count) - 1) * frames.hop + frames.n_fft
-            parts.append(frames.spectra(flat[:, start * frames.hop : end]).abs() @ filters)
+            with torch.autocast(flat.device.type, enabled=False):
+                parts.append(frames.spectra(flat[:, start * frames.hop : end]).abs() @ filters)
         return self._log(torch.cat(parts, 1)).unflatten(0, waves.shape[:-1])
 
     def magnitudes(self, log_mel: Tensor) -> Tensor:
@@ -138,10 +139,11 @@ class MelScale:
         least-squares solution, improved by multiplicative updates (Lee and Seung, NIPS 2000, equation 4)."""
         filters = self.filters.to(log_mel.device)
         mel = self.base**log_mel
-        found = (mel @ self._inverse.to(mel.device)).clamp(min=self.floor)
-        wanted = mel @ filters.T
-        for _ in range(UPDATES):
-            found = found * wanted / ((found @ filters) @ filters.T).clamp(min=TINY)
+        with torch.autocast(mel.device.type, enabled=False):
+            found = (mel @ self._inverse.to(mel.device)).clamp(min=self.floor)
+            wanted = mel @ filters.T
+            for _ in range(UPDATES):
+                found = found * wanted / ((found @ filters) @ filters.T).clamp(min=TINY)
         return found
 
     def _log(self, mel: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class Vocoder:
 
     Attributes:
         model: the module.
+        n_mels: M.
         hop: samples of a frame.
         before, after: how many frames before and after a sample's own it depends on.
 
@@ -42,7 +43,7 @@ class Vocoder:
 
     def __init__(self, model: Any, n_mels: int) -> None:
         self.model = model.float().eval().requires_grad_(False)
-        self.name = type(model).__name__
+        self.name, self.n_mels = type(model).__name__, n_mels
         self._noise = None
         if "noise_sequence" in inspect.signature(model.forward).parameters:
             size = (NOISE, model.config.model_in_channels)
@@ -159,6 +160,8 @@ def load_vocoder(
 
 def check_vocoder(vocoder: Vocoder, codec: MelCodec) -> None:
     """Raises ValueError if a vocoder was made for other frames than the codec's."""
+    if vocoder.n_mels != codec.mel.n_mels:
+        raise ValueError(f"elements.n_mels is {codec.mel.n_mels}; vocoder {vocoder.name} was made for {vocoder.n_mels}")
     told = getattr(vocoder.model.config, "sampling_rate", codec.sample_rate)
     if told != codec.sample_rate:
         raise ValueError(f"sample_rate is {codec.sample_rate}; vocoder {vocoder.name} makes waves of {told} Hz")

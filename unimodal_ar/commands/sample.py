@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..adapters import Adapter
     from ..pipelines import Generator
 
-SAMPLES = 16
+SAMPLES, BATCH = 16, 64
 
 
 def add(commands: Any) -> None:
@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
     option("--top-p", type=float, metavar="P", help="only the most probable codes that reach probability P")
     add_steps(option)
     option("--seed", type=int, default=0, help="sample i depends on it and i alone (default 0)")
-    option("--batch-size", type=int, default=64, metavar="B", help="samples at a time (default 64)")
+    option("--batch-size", type=int, metavar="B", help=f"samples at a time (default {BATCH})")
     option("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     completing = command.add_argument_group("completing")
     completing.add_argument(
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
             picture = adapter.picture([out])
         else:
             samples = generator.generate(
-                arguments.n or SAMPLES, arguments.target, batch_size=arguments.batch_size, **options
+                arguments.n or SAMPLES, arguments.target, batch_size=arguments.batch_size or BATCH, **options
             )
             samples.save(out)
             picture = samples.picture()
@@ -142,6 +142,8 @@ def _check_request(arguments: argparse.Namespace, out: Path) -> None:
 def _check_numbers(arguments: argparse.Namespace) -> None:
     if arguments.stream and arguments.n not in (None, 1):
         raise ValueError(f"--n is {arguments.n} with --stream, which draws 1 sample")
+    if arguments.stream and arguments.batch_size is not None:
+        raise ValueError(f"--batch-size is {arguments.batch_size} with --stream, which draws 1 sample")
     for name in ("n", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -122,19 +122,18 @@ class UnimodalARGenerationMixin:
                 self._draw(job, block)
         return self._finished(job)
 
-    @torch.no_grad()  # as a decorator it does not leak into the caller's code between two blocks
+    @torch.no_grad()
     def stream(self: Any, *args: Any, **kwargs: Any) -> Iterator[Segment]:
         """Takes what `generate` takes and yields after every block: the segment so far, `observed` False for what is
-        still to come. The last one is what `generate` returns."""
+        still to come. The last one is what `generate` returns. What is wrong is raised at once."""
         bound = inspect.signature(self.generate).bind(*args, **kwargs)
         bound.apply_defaults()
         with _Evaluating(self):
             windows = rolling(self, bound.arguments)
-        if windows is not None:
-            yield from self._roll(windows)
-            return
-        with _Evaluating(self):
-            job = self._start(bound.arguments)
+            return self._blocks(self._start(bound.arguments)) if windows is None else self._roll(windows)
+
+    @torch.no_grad()  # as a decorator it does not leak into the caller's code between two blocks
+    def _blocks(self: Any, job: _Job) -> Iterator[Segment]:
         for block in range(job.known, job.layout.num_blocks):
             with _Evaluating(self):
                 self._draw(job, block)
@@ -145,6 +144,7 @@ class UnimodalARGenerationMixin:
                 yield job.segment.replace(values=job.segment.values.clone(), observed=observed)
         yield self._finished(job)
 
+    @torch.no_grad()
     def _roll(self: Any, windows: Rolling) -> Iterator[Segment]:
         while not windows.complete:
             with _Evaluating(self):

@@ -70,11 +70,14 @@ class AudioOptions(Strict):
         return pattern
 
     @model_validator(mode="after")
-    def _one_test(self) -> AudioOptions:
+    def _separate_parts(self) -> AudioOptions:
         given = [name for name in ("split", "test_path") if getattr(self, name) is not None]
         given += ["test"] if self.test else []
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} each say what the test part is; give at most one of them")
+        both = sorted(set(self.test_split) & set(self.validation_split))
+        if self.split is not None and both:
+            raise ValueError(f"test_split and validation_split both have {both}; a clip is of one part")
         return self
 
     @property

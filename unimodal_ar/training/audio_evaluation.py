@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +17,9 @@ from ..evaluation.audio import log_mel_distance, si_sdr
 from ..modeling import UnimodalARForGeneration
 from .audio_set import AudioDataset
 from .sample_evaluation import SampleEvaluator, SampleOptions
+from .source_set import tells
+
+EXACT = 100.0  # dB of SI-SDR that an exact wave is given, which has infinitely many (and JSON has no infinity)
 
 
 class AudioEvaluation(SampleOptions):
@@ -28,7 +30,8 @@ class AudioEvaluation(SampleOptions):
     Args:
         reconstruction: test clips of which is told, before training, what the elements lose: the log-mel distance
             and, but for mels, which hold no phases, the SI-SDR of each to what the adapter decodes from its elements,
-            in dB, as means (see `evaluation.audio`). What a model draws cannot be better than that. 0: none.
+            in dB, as medians (see `evaluation.audio`); 100 dB stand for an exact wave, -100 for one without sound. What
+            a model draws cannot be better than that. 0: none.
         samples: how many clips are drawn for samples.wav and samples.png.
         batch_size: clips at a time, of all.
     """
@@ -79,10 +82,10 @@ class AudioEvaluator(SampleEvaluator):
         waves = torch.stack(heard)
         parts = waves.split(self.evaluation.batch_size)
         back = torch.cat([self.adapter.decode_waves(self.adapter.encode_waves(part)) for part in parts])
-        lost = {"log_mel_distance": float(log_mel_distance(waves, back, self.adapter.sample_rate).mean())}
+        lost = {"log_mel_distance": float(log_mel_distance(waves, back, self.adapter.sample_rate).median())}
         if not isinstance(self.adapter.options.elements, MelElements):  # which hold no phases
-            lost["si_sdr"] = float(si_sdr(waves, back).mean())
-        if os.environ.get("RANK", "0") == "0":
+            lost["si_sdr"] = float(si_sdr(waves, back).clamp(-EXACT, EXACT).median())
+        if tells():
             ratio = f", SI-SDR {lost['si_sdr']:.1f} dB" if "si_sdr" in lost else ""
             print(
                 f"What the elements lose, on {len(waves)} test clips: log-mel distance "

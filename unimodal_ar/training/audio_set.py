@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -54,7 +55,9 @@ class AudioSet:
         self.source, self.name, self.adapter, self.overlap = source, name, adapter, overlap
         self.in_memory, self._encoded = in_memory, adapter.tokenizer is not None
         self.places: list[int] = []
-        self._kept: list[Tensor] = []  # by clip: [C, samples], or values [windows, N, ...]
+        # By clip: [C, samples], or values [windows, N, ...]. (Of a tensor each, workers that are not forked would take
+        # an open file.)
+        self._kept: list[np.ndarray] = []
         self._bytes = 0
         counts = self._read_all()
         self.clips = torch.arange(len(self.places)).repeat_interleave(torch.tensor(counts))
@@ -74,7 +77,7 @@ class AudioSet:
         """float32 [C, S]: a window as it was read, also where a codec's values are kept."""
         clip = int(self.clips[row])
         if self._kept and not self._encoded:
-            wave = self._kept[clip]
+            wave = torch.from_numpy(self._kept[clip])
         else:
             (wave,) = self.adapter.waves(self.source.load(self.places[clip]))
         start = self._windows[row] * (self.adapter.samples - round(self.overlap * self.adapter.sample_rate))
@@ -86,7 +89,8 @@ class AudioSet:
         """The windows `rows` as elements."""
         if not self._encoded:
             return self.adapter.encode_waves(torch.stack([self.wave(row) for row in rows]))
-        values = torch.stack([self._kept[int(self.clips[row])][self._windows[row]] for row in rows])
+        kept = [self._kept[int(self.clips[row])][self._windows[row]] for row in rows]
+        values = torch.from_numpy(np.stack(kept))
         return Segment(
             self.adapter.modality, values if values.is_floating_point() else values.long(), self.adapter.grid
         )
@@ -121,15 +125,16 @@ class AudioSet:
 
     def _keep(self, made: Tensor) -> None:
         self._bytes += made.nbytes
-        if len(self._kept) % CHUNK == 0:  # what all of them take is known from those there are
-            expected = self._bytes * len(self.source) // (len(self._kept) + 1) - self._bytes
+        self._kept.append(made.numpy())
+        # What all of them take is known from those there are, not from the first alone, which may be the longest.
+        if len(self._kept) % min(CHUNK, -(-len(self.source) // 10)) == 0:
+            expected = self._bytes * len(self.source) // len(self._kept) - self._bytes
             remedy = (
                 "what a codec makes of audio is always kept, so use fewer or a larger machine"
                 if self._encoded
                 else "set data.in_memory to false"
             )
             check_memory(expected, f"{self.name}: to keep its {len(self.source)} clips", remedy)
-        self._kept.append(made)
 
     def _values(self, windows: Tensor) -> Tensor:
         """Values of the windows [n, N, ...], a few at a time, codes in the smallest type that holds them."""

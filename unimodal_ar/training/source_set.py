@@ -70,7 +70,7 @@ class LabelColumn:
                 on the other.
         """
         classes = self._settled(adapter) if trained is None else trained
-        if classes is self.classes:
+        if classes is self.classes and tells():
             listed = ", ".join(f"{code} {name!r}" for code, name in enumerate(classes[:TOLD]))
             print(f"{self.where}: the classes are {listed}{', ...' * (len(classes) > TOLD)}")
         if self.classes is None and classes != adapter.names:
@@ -161,6 +161,11 @@ def smallest(codes: Tensor, vocab_size: int) -> Tensor:
     return codes.to(torch.uint8 if vocab_size <= 1 << 8 else torch.int16 if vocab_size <= 1 << 15 else torch.int32)
 
 
+def tells() -> bool:
+    """Whether this process is the one that prints: all of a distributed training read everything."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def tell(name: str, problems: list[str], source: Any, many: str) -> None:
     """Lists what could not be read, and what was passed over; raises ValueError where nothing could be read.
 
@@ -172,7 +177,7 @@ def tell(name: str, problems: list[str], source: Any, many: str) -> None:
     count, others = len(source), source.passed_over
     if len(problems) == count:
         raise ValueError(f"{name}: none of the {count} {many} can be read; the first one: {problems[0]}")
-    if os.environ.get("RANK", "0") != "0":  # every process of a distributed training reads everything
+    if not tells():
         return
     if others:
         listed = f"{', '.join(others[:TOLD])}{', ...' * (len(others) > TOLD)}"
