@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+import warnings
+from typing import Any, TextIO
 
 from ._version import __version__
 from .commands import convert, forecast, sample
@@ -15,7 +16,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; user errors are one sentence on stderr and exit status 2."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            arguments.run(arguments)
     except (ValueError, ImportError, OSError) as error:
         if os.environ.get("UNIMODAL_AR_TRACEBACK"):
             raise
@@ -25,6 +28,18 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line, without the place in the code, which is for developers."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,8 +19,6 @@ from ..base import Adapter, AdapterOptions, part_folder, register_adapter, save_
 from .clips import (
     RATES,
     AudioClip,
-    WaveWriter,
-    check_path,
     open_clips,
     resample,
     resampling_reach,
@@ -34,6 +32,7 @@ from .parts import find_tokenizer, find_vocoder, make_codec
 from .vocoders import Vocoder
 from .wave_codec import WaveCodec
 from .waveforms import Elements
+from .writing import WaveWriter, check_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -357,8 +356,8 @@ class AudioAdapter(Adapter):
         return config
 
     def _steps(self, seconds: float) -> int:
-        if not 0 < seconds < math.inf:
-            raise ValueError(f"seconds is {seconds}; it must be a positive number")
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+            raise ValueError(f"seconds is {seconds!r}; it must be a positive number")
         # Less a rounding error: 0.1 s of 8000 Hz are 800 samples.
         return max(1, math.ceil(seconds * self.sample_rate / self.step - 1e-6))
 

@@ -11,21 +11,18 @@ import io
 import math
 import os
 import re
-import uuid
-import warnings
-import wave as riff
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .writing import check_path, soundfile, tell_clipped, to_pcm, write_wav, write_whole
+
 RATES = (1_000, 768_000)  # legal samples a second: slower is no sound, faster no microphone
-SUFFIXES = (".wav", ".flac")
 # What libsndfile's log says of a file that is shorter than its header tells. Programs that write into a pipe put the
 # largest number they have in the header; that tells nothing.
 SHORTER = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -34,6 +31,10 @@ UNTOLD = 0x7FFF0000
 UNCOUNTED = 2**63 - 1
 # The largest term of a ratio of two rates: the filters of a resampling have size term x term.
 LARGEST_TERM = 4096
+
+
+# Seconds by which the end of a span may lie behind the file's, whose length somebody rounded.
+SLACK = 0.01
 
 
 @dataclass(frozen=True)
@@ -82,66 +83,17 @@ class AudioClip:
         """
         path = check_path(path)
         if path.suffix.lower() == ".wav":
-            _whole(path, lambda temporary: write_wav(temporary, self.wave, self.rate, str(path)))
+            write_whole(path, lambda temporary: write_wav(temporary, self.wave, self.rate, str(path)))
             return
         pcm, clipped = to_pcm(self.wave)
         package = soundfile()
         try:
-            _whole(path, lambda temporary: package.write(temporary, pcm, self.rate, subtype="PCM_16", format="FLAC"))
+            write_whole(path, lambda file: package.write(file, pcm, self.rate, subtype="PCM_16", format="FLAC"))
         except package.LibsndfileError as error:
             raise ValueError(
                 f"{path} cannot be written as FLAC with {self.channels} channels at {self.rate} Hz: {_reason(error)}"
             ) from None
-        _tell(clipped, pcm.size, str(path))
-
-
-class WaveWriter:
-    """Writes a .wav file (PCM16) bit by bit; after every `write` the file is valid and holds all there is so far. Used
-    in a `with` block. Samples beyond 1 are clipped, and counted in a warning at the end.
-
-    Args:
-        path: where to write; a file that is there is replaced at once.
-        name: how messages call the file; its path if not given.
-
-    Raises:
-        ValueError: another suffix than .wav, a folder that is missing.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], rate: int, channels: int, name: str | None = None) -> None:
-        self.path = check_path(path, (".wav",))
-        self.name = name or str(path)
-        self.clipped = self.samples = 0
-        self._file = self.path.open("w+b")
-        self._writer = riff.open(self._file, "wb")  # noqa: SIM115  # closed by `close`
-        self._writer.setnchannels(channels)
-        self._writer.setsampwidth(2)
-        self._writer.setframerate(rate)
-        self.write(torch.zeros(channels, 0))
-
-    def write(self, wave: Tensor) -> None:
-        """Appends float [C, s], s >= 0."""
-        pcm, clipped = to_pcm(wave)
-        self._writer.writeframes(pcm.tobytes())  # sets the lengths in the header, too
-        self._file.flush()
-        self.clipped += clipped
-        self.samples += pcm.size
-
-    def close(self) -> None:
-        self._writer.close()
-        self._file.close()
-        _tell(self.clipped, self.samples, self.name)
-
-    def __enter__(self) -> WaveWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-def write_wav(path: str | os.PathLike[str], wave: Tensor, rate: int, name: str | None = None) -> None:
-    """Writes float [C, S] as PCM16; see `WaveWriter`."""
-    with WaveWriter(path, rate, len(wave), name) as writer:
-        writer.write(wave)
+        tell_clipped(clipped, pcm.size, str(path))
 
 
 def open_clip(source: Any, name: str | None = None) -> AudioClip:
@@ -233,32 +185,6 @@ def to_loudness(wave: Tensor, loudness: float, share: float = 1.0) -> Tensor:
     return wave if rms == 0 else wave * min(10 ** (loudness / 20) / rms, 1 / peak)
 
 
-def to_pcm(wave: Tensor) -> tuple[np.ndarray, int]:
-    """float [C, S] -> int16 [S, C], round(32768 x) clipped to its range, and how many samples were beyond 1."""
-    clipped = int((wave.abs() > 1).sum())
-    pcm = (wave.detach().cpu().float().T * 32768).round().clamp(-32768, 32767)
-    return pcm.contiguous().to(torch.int16).numpy().astype("<i2", copy=False), clipped
-
-
-def check_path(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Path:
-    """Raises ValueError where no audio file can be written."""
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path} is to be an audio file; its name must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written; there is no folder {path.parent}")
-    return path
-
-
-def soundfile() -> Any:
-    """The package soundfile, or ImportError with what to install."""
-    try:
-        import soundfile
-    except ImportError:
-        raise ImportError("audio files need soundfile: pip install unimodal-ar[audio]") from None
-    return soundfile
-
-
 def torchaudio() -> Any:
     """The package torchaudio with its functional, or ImportError with what to install."""
     try:
@@ -275,19 +201,28 @@ def _name(raw: Any) -> str | None:
     return None if name is None else str(name)
 
 
-def _read(path: str | os.PathLike[str], name: str) -> AudioClip:
+def open_span(path: str | os.PathLike[str], start: float, end: float | None, name: str) -> AudioClip:
+    """What lies between two times, in seconds, of a file, of which no more is decoded; end None: its end.
+
+    Raises:
+        ValueError: as `open_clip`, or a span that is not within the file.
+    """
+    return _read(path, name, (start, end))
+
+
+def _read(path: str | os.PathLike[str], name: str, span: tuple[float, float | None] = (0.0, None)) -> AudioClip:
     if os.path.isdir(path):
         raise ValueError(f"{name} is a folder; read_audios reads the clips of a folder")
     try:
         with open(path, "rb") as file:
-            return _decode(file, name)
+            return _decode(file, name, span)
     except FileNotFoundError:
         raise ValueError(f"{name} is not there") from None
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror or error}") from None
 
 
-def _decode(file: BinaryIO, name: str) -> AudioClip:
+def _decode(file: BinaryIO, name: str, span: tuple[float, float | None] = (0.0, None)) -> AudioClip:
     package = soundfile()
     if file.seek(0, io.SEEK_END) == 0:
         raise ValueError(f"{name} is empty (0 bytes); it must hold audio")
@@ -295,8 +230,11 @@ def _decode(file: BinaryIO, name: str) -> AudioClip:
     try:
         with package.SoundFile(file) as sound:
             _check_header(sound, name)
-            samples = sound.read(dtype="float32", always_2d=True)
-            told, rate, kind = sound.frames, sound.samplerate, sound.format
+            first, told = _within(span, sound.frames, sound.samplerate, name)
+            if first:
+                sound.seek(first)
+            samples = sound.read(told, dtype="float32", always_2d=True)
+            rate, kind = sound.samplerate, sound.format
     except (package.LibsndfileError, TypeError) as error:  # TypeError: named .raw, where the rate is to be told
         raise ValueError(
             f"{name} is no audio that libsndfile reads, or broken or truncated: {_reason(error)}"
@@ -306,6 +244,16 @@ def _decode(file: BinaryIO, name: str) -> AudioClip:
     if len(samples) < told or (kind == "OGG" and not _has_last_page(file)):
         raise ValueError(f"{name} is truncated: it holds {len(samples)} samples and then breaks off")
     return AudioClip(torch.from_numpy(np.ascontiguousarray(samples.T)), rate, name)
+
+
+def _within(span: tuple[float, float | None], frames: int, rate: int, name: str) -> tuple[int, int]:
+    """The first sample of a span, and how many there are."""
+    start, end = span
+    first, last = round(start * rate), frames if end is None else min(round(end * rate), frames)
+    for which, time, legal in (("start", start, first < last or first == 0), ("end", end or 0.0, True)):
+        if not legal or time > frames / rate + SLACK:
+            raise ValueError(f"{name}: {which} is {time:g} s; the clip has {frames / rate:.3f} s")
+    return first, last - first
 
 
 def _reason(error: Exception) -> str:
@@ -359,20 +307,3 @@ def _from_array(array: np.ndarray | Tensor, name: str) -> Tensor:
     elif not np.issubdtype(found.dtype, np.floating):
         raise ValueError(f"{name} has dtype {found.dtype}; samples are floats, int16, int32 or uint8")
     return torch.from_numpy(found.astype(np.float32))
-
-
-def _whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Has `write` write a file beside `path`, which takes its place when it is complete."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _tell(clipped: int, total: int, name: str) -> None:
-    if clipped:
-        warnings.warn(
-            f"{name}: {clipped} of {total} samples ({clipped / total:.2%}) were beyond 1 and are clipped", stacklevel=3
-        )

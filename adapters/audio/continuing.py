@@ -37,7 +37,7 @@ def continued(codec: WaveCodec, prompts: Sequence[Tensor], grid: Grid, reach: in
     if not 0 < steps * step < length:
         raise ValueError(
             f"given has {prompts[0].shape[1] / rate:g} s; it must have at least {(step + behind) / rate:g} s and "
-            f"less than the whole, {length / rate:g} s"
+            f"less than the whole, {length / rate:g} s, which seconds can make longer"
         )
     told = -(-(steps * step + codec.after) // step) * step  # samples of which the kept steps tell, in whole steps
     waves = torch.stack([pad(prompt[:, :told], (0, told - min(prompt.shape[1], told))) for prompt in prompts])

@@ -38,9 +38,12 @@ COLOURS = (
 
 def picture(waves: Sequence[Tensor], sample_rate: int) -> Image.Image:
     """The spectrograms of waves [C, S], the mean over the channels, in a grid as square as possible; decibels from the
-    loudest mel of each."""
+    loudest mel of all, so that a quiet clip is dark."""
     size = (WIDTH, HEIGHT) if len(waves) == 1 else (NARROW, LOW)
-    tiles = [_tile(wave, sample_rate, size) for wave in waves]
+    levels = [_levels(wave, sample_rate) for wave in waves]
+    loudest = max(QUIET, *(float(level.max()) for level in levels))
+    plots = [_plot(level - loudest, size) for level in levels]
+    tiles = [_tile(plot, wave.shape[1] / sample_rate, sample_rate) for plot, wave in zip(plots, waves, strict=True)]
     across = math.ceil(math.sqrt(len(tiles)))
     wide, high = tiles[0].size
     whole = pillow().Image.new("RGB", (across * wide, math.ceil(len(tiles) / across) * high), BACKGROUND)
@@ -49,14 +52,14 @@ def picture(waves: Sequence[Tensor], sample_rate: int) -> Image.Image:
     return whole
 
 
-def _tile(wave: Tensor, sample_rate: int, size: tuple[int, int]) -> Image.Image:
+def _tile(plot: np.ndarray, seconds: float, sample_rate: int) -> Image.Image:
     """One plot with its axes."""
     from PIL import ImageDraw, ImageFont
 
-    wide, high = size
+    high, wide = plot.shape[:2]
     Image = pillow().Image
     tile = Image.new("RGB", (LEFT + wide + RIGHT, TOP + high + BOTTOM), BACKGROUND)
-    tile.paste(Image.fromarray(_plot(wave, sample_rate, size)), (LEFT, TOP))
+    tile.paste(Image.fromarray(plot), (LEFT, TOP))
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(FONT_SIZE)
     draw.rectangle((LEFT - 1, TOP - 1, LEFT + wide, TOP + high), outline=TEXT)
     last = TOP + high + APART
@@ -68,7 +71,6 @@ def _tile(wave: Tensor, sample_rate: int, size: tuple[int, int]) -> Image.Image:
         draw.line((LEFT - 5, y, LEFT - 1, y), fill=TEXT)
         label = f"{frequency:g} Hz" if frequency < 1000 else f"{frequency / 1000:g} kHz"
         draw.text((LEFT - 8, y), label, fill=TEXT, font=font, anchor="rm")
-    seconds = wave.shape[1] / sample_rate
     step = _nice(seconds / (wide / 80))
     for tick in range(int(seconds / step + 1e-6) + 1):
         x = LEFT + round(wide * tick * step / seconds)
@@ -78,16 +80,20 @@ def _tile(wave: Tensor, sample_rate: int, size: tuple[int, int]) -> Image.Image:
     return tile
 
 
-def _plot(wave: Tensor, sample_rate: int, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [height, width, 3], low frequencies at the bottom."""
-    wide, high = size
+def _levels(wave: Tensor, sample_rate: int) -> Tensor:
+    """[1, F, M] in dB."""
     elements: Any = filled(
         parse(MelElements, {"kind": "mel", "log": "decimal", "floor": 1e-10}, "picture"), sample_rate
     )
     mono = wave.mean(0, keepdim=True)
     mono = pad(mono, (0, -mono.shape[1] % elements.hop))
-    level = 20 * mel_scale(elements, sample_rate).log_mel(mono)  # [1, F, M] in dB
-    light = (1 + (level - level.max().clamp(min=QUIET)) / RANGE).clamp(0, 1).transpose(1, 2)
+    return 20 * mel_scale(elements, sample_rate).log_mel(mono)
+
+
+def _plot(level: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """[1, F, M] in dB, 0 the lightest -> uint8 [height, width, 3], low frequencies at the bottom."""
+    wide, high = size
+    light = (1 + level / RANGE).clamp(0, 1).transpose(1, 2)
     light = interpolate(light[None], (high, wide), mode="bilinear", antialias=True)[0, 0].flip(0)
     place = light.numpy() * (len(COLOURS) - 1)
     steps = np.arange(len(COLOURS))

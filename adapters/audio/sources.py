@@ -14,12 +14,11 @@ from typing import Any
 
 from .. import sources
 from ..sources import Column, Medium
-from .clips import AudioClip, open_clip
+from .clips import AudioClip, open_clip, open_span
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
 AUDIO_NAMES = ("audio", "wav", "speech")
 CLASS = "class"  # the column of a folder per class
-SLACK = 0.01  # seconds by which a manifest's end may lie behind the file's, whose length it rounded
 _AUDIOS = Medium("audio", "audio files", SUFFIXES, AUDIO_NAMES, feature="Audio", extra="audio")
 _PLACES = ("path", "start", "end")  # keys of a manifest that are no columns
 
@@ -54,8 +53,9 @@ class AudioSource:
         Raises:
             ValueError: it cannot be read, or does not reach as far as its span; the message names it.
         """
-        clip = open_clip(self.items[index], self.names[index])
-        return clip if self.spans is None else _cut(clip, *self.spans[index])
+        if self.spans is None:
+            return open_clip(self.items[index], self.names[index])
+        return open_span(self.items[index], *self.spans[index], self.names[index])
 
 
 def read_audios(
@@ -233,14 +233,3 @@ def _told(start: float, end: float | None) -> str:
     if end is None:
         return f" from {start:g} s" if start else ""
     return f" from {start:g} to {end:g} s"
-
-
-def _cut(clip: AudioClip, start: float, end: float | None) -> AudioClip:
-    """What lies between two times."""
-    if end is not None and end > clip.seconds + SLACK:
-        raise ValueError(f"{clip.name}: end is {end:g} s; the clip has {clip.seconds:.3f} s")
-    first, last = round(start * clip.rate), None if end is None else round(end * clip.rate)
-    wave = clip.wave[:, first:last]
-    if not wave.shape[1]:
-        raise ValueError(f"{clip.name}: start is {start:g} s; the clip has {clip.seconds:.3f} s")
-    return replace(clip, wave=wave.contiguous())

@@ -62,6 +62,16 @@ class AudioOptions(Strict):
     in_memory: bool = True
     seed: NonNegativeInt = 0
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _no_labels(cls, labels: Any) -> Any:
+        return {} if labels is None else labels
+
+    @field_validator("test_split", "validation_split", mode="before")
+    @classmethod
+    def _one_value(cls, values: Any) -> Any:
+        return [values] if isinstance(values, str) else values
+
     @field_validator("pattern")
     @classmethod
     def _check_pattern(cls, pattern: str | None) -> str | None:
@@ -173,7 +183,8 @@ class AudioData:
         if not len(train) or not len(validation):
             raise ValueError(
                 f"{audios.name} has {len(audios.places)} clips, of which {len(train)} are left to train on after "
-                f"{len(test)} of test and {len(validation)} of validation; training and validation need some"
+                f"{len(test)} of test and {len(validation)} of validation; training and validation need some, so "
+                "set data.validation, data.test or data.split, or cut long clips into several"
             )
         parts = {"train": train, "validation": validation, "test": test}
         found = {name: AudioDataset(audios, _windows(audios, clips)) for name, clips in parts.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -206,7 +207,9 @@ def read_recipe(name: str | os.PathLike[str]) -> str:
     shipped = shipped_recipes()
     if name in shipped:
         return resources.files(PACKAGE).joinpath(*f"{name}.yaml".split("/")).read_text(encoding="utf-8")
-    raise ValueError(f"recipe is {name!r}; it must be a YAML file or one of the shipped {shipped}")
+    near = get_close_matches(name, shipped, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"recipe is {name!r}; it must be a YAML file or one of the shipped {shipped}{hint}")
 
 
 def _override(document: dict[str, Any], override: str) -> None:

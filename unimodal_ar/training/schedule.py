@@ -152,8 +152,9 @@ def _check_random_order(points: Points, options: ModalityOptions) -> str | None:
         return f"is annealed to raster order; the modality's layout.order is {options.layout.order!r}"
     if Layout.from_grid(options.grid, "raster", options.layout.block).num_blocks == 1:
         return "has nothing to order; the modality's layout is a single block"
-    if options.target_positions is None and not options.has_shared_sources:
-        return "needs the modality's target_positions, 'fourier' or 'learned'; they are None"
+    positions = options.target_positions
+    if positions == "starts" or (positions is None and not options.has_shared_sources):
+        return f"needs the modality's target_positions, 'fourier' or 'learned'; they are {positions!r}"
     return None
 
 
