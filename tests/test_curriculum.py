@@ -396,5 +396,7 @@ def test_all_problems_are_told_and_what_fits_is_silent() -> None:
     wrong: dict[str, Any] = {"x.group": [(0, 3), (0.5, 1)], "y.group": [], "x.random_order": [(0, 2)]}
     assert len(check_schedule(wrong, config)) == 3
     assert check_schedule({}, config) == []
+    starts = toy(target_positions="starts", block="row").config
+    assert check_schedule({"x.random_order": [(0, 1.0), (1, 0.0)]}, starts)[0].endswith("they are 'starts'")
     for change in ({"target_positions": "fourier"}, {"target_positions": "learned"}, {"block": "row"}):
         assert check_schedule(SCHEDULE, toy(**change).config) == []

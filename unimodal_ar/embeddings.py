@@ -83,8 +83,12 @@ class Embedding(nn.Module):
         self.covariates = nn.Linear(options.covariates, hidden_size) if options.covariates else None
         self.absolute_position = PositionTable(hidden_size, options.grid) if options.absolute_positions else None
         self.target_position: nn.Module | None = None
+        self.own_starts = options.target_positions == "starts"
         if options.target_positions == "learned":
             self.target_position = PositionTable(hidden_size, options.grid)
+        elif self.own_starts:
+            layout = Layout.from_grid(options.grid, options.layout.order, options.layout.block)
+            self.target_position = nn.Embedding(max(layout.block_sizes), hidden_size)
         elif options.target_positions or options.has_shared_sources:
             self.target_position = CoordinateEmbedding(hidden_size)
 
@@ -155,12 +159,29 @@ class Embedding(nn.Module):
             embeddings [B, n, H], and [B, n] bool: whether the source was known.
         """
         observed = _all_observed(values) if observed is None else observed
-        embeds, known = self.read(values, layout, observed, layout.source[places], start)
+        source = _unshared(layout, places) if self.own_starts else layout.source[places]
+        embeds, known = self.read(values, layout, observed, source, start)
         embeds = self._with_covariates(embeds, covariates, layout.index[places])
+        if self.own_starts:
+            own = self._own_start(layout, places).to(embeds.dtype)
+            return torch.where(known[..., None], embeds, embeds + own), known
         if self.target_position is not None:
             coords = _after_padding(layout.coords[places], observed, layout)
             embeds = embeds + self.target_position(coords).to(embeds.dtype)
         return embeds, known
+
+    def _own_start(self, layout: Layout, places: slice) -> Tensor:
+        """[n, H], what a place that reads nothing gets besides the start."""
+        table = cast(nn.Embedding, self.target_position)
+        largest = max(layout.block_sizes)
+        if largest > table.num_embeddings:
+            raise ValueError(
+                f"layout has a block of {largest} elements; with target_positions 'starts' the largest block of this "
+                f"model has {table.num_embeddings}"
+            )
+        block = layout.block[places]
+        rank = torch.arange(len(block), device=block.device) - torch.searchsorted(block, block)
+        return table(rank)
 
     def next_inputs(
         self,
@@ -283,6 +304,14 @@ def build_embedding(hidden_size: int, options: ModalityOptions) -> Any:
 
 def _all_observed(values: Tensor) -> Tensor:
     return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+
+
+def _unshared(layout: Layout, places: slice) -> Tensor:
+    """[n] the sources of whole blocks, -1 where the element before reads the same one."""
+    source, block = layout.source[places], layout.block[places]
+    shared = torch.zeros_like(source, dtype=torch.bool)
+    shared[1:] = (source[1:] == source[:-1]) & (block[1:] == block[:-1])
+    return torch.where(shared, -1, source)
 
 
 def _after_padding(coords: Tensor, observed: Tensor, layout: Layout) -> Tensor:

@@ -58,7 +58,10 @@ class ModalityOptions(Strict):
             be given). Under block diffusion nothing has to, so that "learned" and "none" only say whether it is drawn.
         absolute_positions: whether a learned table over `grid` is added to every element's embedding.
         target_positions: how a position is told which element it predicts: "fourier" (features of its coordinates) or
-            "learned" (a table over `grid`), each added to its input. None: "fourier" where the layout needs it.
+            "learned" (a table over `grid`), each added to its input; or "starts" (where a source does not tell: of the
+            elements of a block that would read the same source only the first does, and what reads nothing gets,
+            besides the start, a learned vector for its place in the block: the "middle bos" of NBP, arXiv 2502.07737).
+            None: "fourier" where the layout needs it.
         covariates: number of covariate features per element.
         null_probability: how often, in training, this modality is replaced by its null vector when it is context;
             above 0 it can be guided (classifier-free guidance, arXiv 2207.12598).
@@ -77,7 +80,7 @@ class ModalityOptions(Strict):
     loss_weight: NonNegativeFloat = 1.0
     start: Literal["learned", "context", "none"] = "learned"
     absolute_positions: bool = False
-    target_positions: Literal["fourier", "learned"] | None = None
+    target_positions: Literal["fourier", "learned", "starts"] | None = None
     covariates: NonNegativeInt = 0
     null_probability: float = Field(0.0, ge=0, lt=1)
     conditioning: bool = False
@@ -121,7 +124,7 @@ class ModalityOptions(Strict):
     @property
     def is_bound_to_grid(self) -> bool:
         """Whether a learned table ends where `grid` does."""
-        return self.absolute_positions or self.target_positions == "learned"
+        return self.absolute_positions or self.target_positions in ("learned", "starts")
 
 
 def parse_modality(name: str, data: Any) -> ModalityOptions:
@@ -150,6 +153,11 @@ def parse_modality(name: str, data: Any) -> ModalityOptions:
         raise ValueError(
             f"modalities.{name}.start is 'none' with the random order {options.layout.order!r}; the first block, which "
             "must be given, has to be the same always"
+        )
+    if ORDERS[options.layout.order].random and options.target_positions == "starts":
+        raise ValueError(
+            f"modalities.{name}.target_positions is 'starts' with the random order {options.layout.order!r}, where no "
+            "source tells which element is predicted; it must be 'fourier' or 'learned'"
         )
     with torch.random.fork_rng(devices=[]):  # a random order must not use up the caller's random numbers
         try:

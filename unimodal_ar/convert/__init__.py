@@ -11,6 +11,7 @@ from typing import Any
 from .bd3lm import convert_bd3lm, load_bd3lm
 from .block_diffusion import adapted, convert_to_block_diffusion
 from .llamagen import convert_llamagen, load_llamagen
+from .nbp import convert_nbp, load_nbp
 from .rar import convert_rar, load_rar
 from .timer import convert_timer, load_timer
 from .weights import load, read_weights, rename
@@ -18,6 +19,7 @@ from .weights import load, read_weights, rename
 CONVERTERS: dict[str, Callable[..., Any]] = {
     "bd3lm": load_bd3lm,
     "llamagen": load_llamagen,
+    "nbp": load_nbp,
     "rar": load_rar,
     "timer": load_timer,
 }
@@ -28,12 +30,14 @@ __all__ = [
     "adapted",
     "convert_bd3lm",
     "convert_llamagen",
+    "convert_nbp",
     "convert_rar",
     "convert_timer",
     "convert_to_block_diffusion",
     "load",
     "load_bd3lm",
     "load_llamagen",
+    "load_nbp",
     "load_rar",
     "load_timer",
     "read_weights",
