@@ -48,15 +48,16 @@ from unimodal_ar.recipes.train import train
 from unimodal_ar.training.recipe import Resolved, load_recipe
 
 RATE = 8000
-MEL = {"kind": "mel", "n_fft": 256, "hop": 64, "n_mels": 40, "patch": 4}
+MEL = {"kind": "mel", "n_fft": 256, "hop": 64, "n_mels": 24, "patch": 4}
 ELEMENTS: dict[str, dict[str, Any]] = {
     "mu-law, 256 levels": {"kind": "mulaw", "group": 10},
     "mu-law, 64 levels": {"kind": "mulaw", "group": 10, "levels": 64},
     "waveform patches": {"kind": "waveform", "patch": 80},
-    "mel, 40 bands, hop 8 ms": MEL,
-    "mel, 80 bands, hop 8 ms": {**MEL, "n_fft": 512, "n_mels": 80},
-    "mel, 40 bands, hop 16 ms": {**MEL, "hop": 128},
-    "mel, 40 bands, hop 8 ms, floor 1e-3": {**MEL, "floor": 1e-3},
+    "mel, 24 bands, hop 8 ms": MEL,
+    "mel, 40 bands, hop 8 ms": {**MEL, "n_mels": 40},
+    "mel, 40 bands, hop 8 ms, floor 1e-3": {**MEL, "n_mels": 40, "floor": 1e-3},
+    "mel, 40 bands, hop 16 ms": {**MEL, "n_mels": 40, "hop": 128},
+    "mel, 80 bands, hop 8 ms, n_fft 512": {**MEL, "n_fft": 512, "n_mels": 80},
 }
 
 # Row -> recipe, what is changed in it, how it is drawn.
@@ -74,7 +75,7 @@ MODELS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         [*SCALED, "model.modalities.audio.layout.block=4"],
         {"head_steps": 16},
     ),
-    "mel: masked, 8 passes": ("block_diffusion/speech_mel_mask", SCALED, {"steps": 8}),
+    "mel: masked, 16 passes": ("block_diffusion/speech_mel_mask", SCALED, {"steps": 16}),
     "mel: Gaussian blocks of 8, 20 passes": (
         "block_diffusion/speech_mel_mask",
         [
@@ -93,7 +94,7 @@ MODELS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         {},
     ),
 }
-FASTER_THAN_REAL_TIME = ("mel: next-patch", "mel: masked, 8 passes")
+FASTER_THAN_REAL_TIME = ("mel: next-patch", "mel: masked, 16 passes")
 
 
 # ---- data
