@@ -7,6 +7,7 @@ from .base import ADAPTERS, Adapter, AdapterOptions, AutoAdapter, load_adapters,
 from .image import ImageAdapter, ImageSource, read_images
 from .label import LabelAdapter
 from .timeseries import Series, SeriesSegment, TimeSeriesAdapter, last_steps, read_series, stack_series
+from .video import VideoAdapter, VideoClip, open_video
 
 __all__ = [
     "ADAPTERS",
@@ -22,8 +23,11 @@ __all__ = [
     "Series",
     "SeriesSegment",
     "TimeSeriesAdapter",
+    "VideoAdapter",
+    "VideoClip",
     "last_steps",
     "load_adapters",
+    "open_video",
     "read_audios",
     "read_images",
     "read_series",

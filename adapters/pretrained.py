@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -156,3 +156,29 @@ def _library(library: str, name: str) -> Any:
 def _line(error: Exception) -> str:
     """The first line of a library's message, or its kind where it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def find_tokenizer(
+    elements: Any, kind: str, given: Any, family: Any, load: Callable[[Any], WrapperType]
+) -> WrapperType | None:
+    """The tokenizer that an adapter's elements ask for.
+
+    Args:
+        elements: the adapter's, of which those of `kind` have a `path`.
+        given: to the adapter instead of the path, or None.
+        family: the class of tokenizers one of which may be given as it is.
+        load: makes one of a path or of a module.
+
+    Raises:
+        ValueError: other elements and one is given; a path as well, or neither.
+    """
+    if elements.kind != kind:
+        if given is not None:
+            raise ValueError(f"elements.kind is {elements.kind!r} and a tokenizer is given; it must be {kind!r}")
+        return None
+    if given is not None and elements.path is not None:
+        raise ValueError(f"elements.path is {elements.path!r} and a tokenizer is given, too; give one of them")
+    source = elements.path if given is None else given
+    if source is None:
+        raise ValueError("elements.path is None and no tokenizer is given; give one of them")
+    return source if isinstance(source, family) else load(source)

@@ -103,7 +103,7 @@ def test_labels_by_name_or_number(folder: Path, capsys: pytest.CaptureFixture[st
         (["--top-k", "0"], "top_k is 0; it must be an integer >= 1"),
         (["--top-p", "1.5"], "top_p is 1.5; it must lie in (0, 1]"),
         (["--steps", "0"], "--steps is 0; it must be an integer >= 1, or FIRST,LAST"),
-        (["--out", "x.jpg"], "--out is 'x.jpg'; it must end in .flac, .png or .wav"),
+        (["--out", "x.jpg"], "--out is 'x.jpg'; it must end in .flac, .gif, .mp4, .png or .wav"),
         (["--out", "nodir/x.png"], "--out is 'nodir/x.png'; its folder 'nodir' must be there"),
         (["--out", "folder.png"], "--out is 'folder.png', which is a folder"),
         (["--mask", "a.png"], "--mask comes without --given; completing an image takes both"),

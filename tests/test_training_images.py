@@ -398,7 +398,7 @@ class _Tokenizer:
 @pytest.fixture
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> _Tokenizer:
     made = _Tokenizer()
-    monkeypatch.setattr("unimodal_ar.adapters.image.adapter._tokenizer", lambda *_: made)
+    monkeypatch.setattr("unimodal_ar.adapters.image.adapter.find_tokenizer", lambda *_: made)
     return made
 
 
@@ -431,7 +431,7 @@ class _Latents:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_latents_are_kept_as_they_are(flip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unimodal_ar.adapters.image.adapter._tokenizer", lambda *_: _Latents())
+    monkeypatch.setattr("unimodal_ar.adapters.image.adapter.find_tokenizer", lambda *_: _Latents())
     adapters = _adapters(elements={"kind": "tokenizer", "path": "x"})
     dataset = _data(_folder(tmp_path), adapters, flip=flip).train()
     (_, segment) = dataset.collate([(dataset.rows[3], False), (dataset.rows[4], flip)])["segments"]
@@ -444,7 +444,7 @@ def test_latents_are_kept_as_they_are(flip: bool, tmp_path: Path, monkeypatch: p
 
 
 def test_too_many_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unimodal_ar.adapters.image.adapter._tokenizer", lambda *_: _Latents())
+    monkeypatch.setattr("unimodal_ar.adapters.image.adapter.find_tokenizer", lambda *_: _Latents())
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=24 * 4 * 3 * 4 - 1))
     for in_memory in (True, False):
         with pytest.raises(ValueError, match="what a tokenizer makes of images is always kept, so use fewer"):
@@ -763,7 +763,7 @@ def test_training_spares_what_is_the_users(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_training_spares_the_tokenizer_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unimodal_ar.adapters.image.adapter._tokenizer", lambda *_: _Tokenizer())
+    monkeypatch.setattr("unimodal_ar.adapters.image.adapter.find_tokenizer", lambda *_: _Tokenizer())
     place = tmp_path / "run" / "image_tokenizer"
     place.mkdir(parents=True)
     document = _changed(_document(tmp_path), {"adapters.image.elements": {"kind": "tokenizer", "path": str(place)}})

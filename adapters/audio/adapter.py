@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from torch.nn.functional import pad
 from ...schema import parse
 from ...segment import Grid, Segment
 from ..base import Adapter, AdapterOptions, part_folder, register_adapter, save_part
+from ..pretrained import find_tokenizer
 from .clips import (
     RATES,
     AudioClip,
@@ -25,10 +27,10 @@ from .clips import (
     to_channels,
     to_loudness,
 )
-from .codecs import AudioTokenizer
+from .codecs import AudioTokenizer, load_codec
 from .continuing import continued, heard, kept_samples, redrawn, streamed
 from .mels import MelElements, filled
-from .parts import find_tokenizer, find_vocoder, make_codec
+from .parts import find_vocoder, make_codec
 from .vocoders import Vocoder
 from .wave_codec import WaveCodec
 from .waveforms import Elements
@@ -111,7 +113,8 @@ class AudioAdapter(Adapter):
         found = self.options.elements
         if isinstance(found, MelElements):
             self.options = self.options.model_copy(update={"elements": filled(found, sample_rate)})
-        self.tokenizer = find_tokenizer(found, tokenizer, folder)
+        load = partial(load_codec, folder=folder)
+        self.tokenizer = find_tokenizer(found, "codec", tokenizer, AudioTokenizer, load)
         self.vocoder = find_vocoder(self.options.elements, vocoder, folder)
         self._codec = self._make_codec()
 

@@ -6,27 +6,11 @@ import os
 
 from torch import nn
 
-from .codecs import AudioTokenizer, CodecElements, codec_codec, load_codec
+from .codecs import AudioTokenizer, CodecElements, codec_codec
 from .mels import MelCodec, MelElements
 from .vocoders import Vocoder, VocoderRenderer, check_vocoder, load_vocoder
 from .wave_codec import WaveCodec
 from .waveforms import WAVE_CODECS, Elements
-
-
-def find_tokenizer(
-    elements: Elements, given: AudioTokenizer | nn.Module | None, folder: str | os.PathLike[str] | None
-) -> AudioTokenizer | None:
-    """The tokenizer that the elements ask for."""
-    if not isinstance(elements, CodecElements):
-        if given is not None:
-            raise ValueError(f"elements.kind is {elements.kind!r} and a tokenizer is given; it must be 'codec'")
-        return None
-    if given is not None and elements.path is not None:
-        raise ValueError(f"elements.path is {elements.path!r} and a tokenizer is given, too; give one of them")
-    source = elements.path if given is None else given
-    if source is None:
-        raise ValueError("elements.path is None and no tokenizer is given; give one of them")
-    return source if isinstance(source, AudioTokenizer) else load_codec(source, folder)
 
 
 def find_vocoder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ...schema import parse
 from ...segment import Segment
 from ..base import Adapter, AdapterOptions, part_folder, register_adapter, save_part
+from ..pretrained import find_tokenizer
 from ..tokenizers import ImageTokenizer, load_tokenizer
 from .masks import drawn_elements, read_mask
 from .palette import fit_palette
@@ -82,7 +84,8 @@ class ImageAdapter(Adapter):
             elements = {"kind": "levels"} if tokenizer is None else {"kind": "tokenizer"}
         given = {"size": size, "channels": channels, "elements": elements, "group": group, "modality": modality}
         self.options = parse(self.Options, given, type(self).__name__)
-        self.tokenizer = _tokenizer(self.options.elements, tokenizer, folder)
+        load = partial(load_tokenizer, folder=folder)
+        self.tokenizer = find_tokenizer(self.options.elements, "tokenizer", tokenizer, ImageTokenizer, load)
         self._codec = self._make_codec()
 
     @classmethod
@@ -288,19 +291,3 @@ class ImageAdapter(Adapter):
                 f"segment's values are {values.dtype} of shape {tuple(values.shape)}; "
                 f"this adapter's element is {element}"
             )
-
-
-def _tokenizer(
-    elements: Any, given: ImageTokenizer | nn.Module | None, folder: str | os.PathLike[str] | None
-) -> ImageTokenizer | None:
-    """The tokenizer that the elements ask for."""
-    if not isinstance(elements, TokenizerElements):
-        if given is not None:
-            raise ValueError(f"elements.kind is {elements.kind!r} and a tokenizer is given; it must be 'tokenizer'")
-        return None
-    if given is not None and elements.path is not None:
-        raise ValueError(f"elements.path is {elements.path!r} and a tokenizer is given, too; give one of them")
-    source = elements.path if given is None else given
-    if source is None:
-        raise ValueError("elements.path is None and no tokenizer is given; give one of them")
-    return source if isinstance(source, ImageTokenizer) else load_tokenizer(source, folder)

@@ -1,0 +1,329 @@
+"""Videos as elements: codes of pixels, patches of pixels over frames, or what a frozen tokenizer has for each frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from ...schema import parse
+from ...segment import Grid, Segment
+from ..base import Adapter, AdapterOptions, part_folder, register_adapter, save_part
+from ..pretrained import find_tokenizer
+from ..tokenizers import ImageTokenizer, load_tokenizer
+from .clips import open_clip, to_frames
+from .codecs import Elements, make_codec
+from .sampling import VideoClip
+from .writing import FPS, SUFFIXES, VideoWriter, film_strip, save_video, tiled
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# What stands where an element of a segment is not observed.
+UNKNOWN = 128
+
+
+@register_adapter("video")
+class VideoAdapter(Adapter):
+    """Clips of one length and size <-> elements on the grid (T / t, H / p, W / p), whose T axis is time.
+
+    `elements` says what an element is; `kind` is one of
+
+    - "patches": the vector x / 127.5 - 1 of `patch` = [t, p, p], p x p pixels over t frames, frame by frame, row by
+      row, channels innermost. Values [B, N, D], exact.
+    - "levels": a code for each channel of each pixel (t = p = 1), as in `ImageAdapter`; for tiny clips. Values [B, N]
+      with 1 channel, [B, N, 3] with 3.
+    - "tokenizer": the codes or latents that the frozen image tokenizer `path` (see `load_tokenizer`) has for each frame
+      (t = 1); `patch` x `patch` latents are one vector. It is saved in a folder of its own beside the adapter.
+
+    Tokenizers that join frames (diffusers' autoencoders of videos) are not supported.
+
+    Attributes:
+        tokenizer: or None.
+
+    Args:
+        size: pixels of a side, or [H, W]; a multiple of what an element is across.
+        frames: T of the model's clips, a multiple of t.
+        fps: frames a second; clips of another rate are brought to it: at each time the frame that is shown. None: every
+            frame of a file is taken, whatever its rate.
+        channels: 1 (grey) or 3 (RGB).
+        elements: as above; patches [1, 8, 8] if not given, the tokenizer's if that is given.
+        modality: name under which the model's configuration knows the videos.
+        tokenizer: the tokenizer itself, instead of `elements.path`: an ImageTokenizer, or a module that
+            `load_tokenizer` takes.
+        folder: where a relative `elements.path` is looked for first.
+
+    Raises:
+        ValueError: an illegal argument, or arguments that do not fit together.
+        ImportError: a tokenizer's package is missing.
+    """
+
+    class Options(AdapterOptions):
+        size: PositiveInt | tuple[PositiveInt, PositiveInt]
+        frames: PositiveInt
+        fps: float | None = Field(None, gt=0, allow_inf_nan=False)
+        channels: Literal[1, 3] = 3
+        elements: Elements = Field(discriminator="kind")
+        modality: str = Field("video", min_length=1)
+
+    options: Options
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] | list[int],
+        frames: int,
+        fps: float | None = None,
+        channels: int = 3,
+        elements: Mapping[str, Any] | None = None,
+        modality: str = "video",
+        *,
+        tokenizer: ImageTokenizer | nn.Module | None = None,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if elements is None:
+            elements = {"kind": "patches", "patch": [1, 8, 8]} if tokenizer is None else {"kind": "tokenizer"}
+        given = {"size": size, "frames": frames, "fps": fps, "channels": channels}
+        self.options = parse(self.Options, given | {"elements": elements, "modality": modality}, type(self).__name__)
+        load = partial(load_tokenizer, folder=folder)
+        self.tokenizer = find_tokenizer(self.options.elements, "tokenizer", tokenizer, ImageTokenizer, load)
+        self._codec = make_codec(self.options.elements, self.size, self.channels, self.tokenizer)
+        self._codec.grid(self.frames)  # which refuses what is no multiple of t
+
+    @classmethod
+    def from_options(cls, options: Any, folder: Path | None) -> VideoAdapter:
+        return cls(**options.model_dump(), folder=folder)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        size = self.options.size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def frames(self) -> int:
+        """T of the model's clips."""
+        return self.options.frames
+
+    @property
+    def fps(self) -> float | None:
+        return self.options.fps
+
+    @property
+    def channels(self) -> int:
+        return self.options.channels
+
+    @property
+    def step(self) -> int:
+        """t, the frames of an element."""
+        return self._codec.time
+
+    @property
+    def grid(self) -> Grid:
+        """(T / t, h, w): the elements of one of the model's clips."""
+        return self._codec.grid(self.frames)
+
+    @property
+    def element(self) -> dict[str, Any]:
+        return dict(self._codec.element)
+
+    @property
+    def dimensions(self) -> int:
+        """T * H * W * C: what bits per dimension are counted by."""
+        return self.frames * self.size[0] * self.size[1] * self.channels
+
+    @property
+    def needs_fit(self) -> bool:
+        """False: no kind of elements is fitted to data."""
+        return False
+
+    @property
+    def modules(self) -> list[Any]:
+        return [] if self.tokenizer is None else [self.tokenizer]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        path = getattr(self.options.elements, "path", None)
+        return {} if path is None else {"elements.path": path}
+
+    @property
+    def folders(self) -> list[str]:
+        return [] if self.tokenizer is None else [part_folder(self.modality, "tokenizer")]
+
+    def pixels(self, clips: Any, start: float = 0.0) -> Tensor:
+        """Clips -> uint8 [B, T, H, W, C], the first T frames from `start` on, at the adapter's rate.
+
+        Frames of another size are resized (bicubic, antialiased) until they just cover `size`, and what is over is cut
+        off equally on both sides; those of that size are passed on bit for bit. With one channel colours become grey
+        (BT.601), with three grey becomes RGB.
+
+        Args:
+            clips: a video file's path, a VideoClip, a uint8 array or tensor [T, H, W] or [T, H, W, C] (of the adapter's
+                rate) or [B, T, H, W, C], or a list of clips.
+            start: seconds.
+
+        Raises:
+            ValueError: a clip that cannot be read, does not fit or is too short; the message names the file, or its
+                place.
+        """
+        found = [open_clip(*pair, self.fps, self.frames, start, self.frames) for pair in _named(clips)]
+        return torch.stack([to_frames(clip, self.size, self.channels) for clip in found])
+
+    def encode(self, clips: Any, start: float = 0.0) -> Segment:
+        """`encode_frames(pixels(clips, start))`."""
+        return self.encode_frames(self.pixels(clips, start))
+
+    def encode_frames(self, frames: Tensor) -> Segment:
+        """uint8 [B, T, H, W, C], T any multiple of t, -> values long [B, N] or [B, N, K], or float32 [B, N, D].
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
+        shape, legal = tuple(frames.shape), (*self.size, self.channels)
+        if frames.dtype != torch.uint8 or len(shape) != 5 or shape[2:] != legal or 0 in shape:
+            raise ValueError(
+                f"frames has dtype {frames.dtype} and shape {shape}; it must be torch.uint8 "
+                f"[B, T, {', '.join(map(str, legal))}] with B and T >= 1"
+            )
+        grid = self._codec.grid(shape[1])
+        return Segment(self.modality, self._codec.encode(frames), grid=grid)
+
+    def decode_frames(self, segment: Segment) -> Tensor:
+        """The inverse of `encode_frames`, for a segment of any length: uint8 [B, T, H, W, C], rounded and clamped.
+        Elements that are not observed are mid-grey.
+
+        Raises:
+            ValueError: a segment of another grid or element, a code that does not exist, a value that is not finite.
+        """
+        self._codec.check(segment)
+        values, steps = segment.values, segment.grid[0]
+        if segment.observed is None:
+            return self._codec.decode(values, steps)
+        known = segment.observed if segment.observed.dim() == 2 else segment.observed.all(-1)
+        values = values.masked_fill(~(known if values.dim() == 2 else known[..., None]), 0)
+        mask = known.unflatten(1, segment.grid).repeat_interleave(self.step, 1)
+        mask = mask.repeat_interleave(self._codec.step, 2).repeat_interleave(self._codec.step, 3)
+        return self._codec.decode(values, steps).masked_fill(~mask[..., None], UNKNOWN)
+
+    def decode(self, segment: Segment) -> list[VideoClip]:
+        """A segment -> a clip, of the adapter's fps, for each example of the batch."""
+        return [VideoClip(frames, self.fps) for frames in self.decode_frames(segment).cpu()]
+
+    def grid_for(self, seconds: float | None = None) -> Grid:
+        """The grid of clips of `seconds`, rounded up to whole steps of t frames; None: the adapter's.
+
+        Raises:
+            ValueError: no positive number, or the adapter's fps is None.
+        """
+        if seconds is None:
+            return self.grid
+        if self.fps is None:
+            raise ValueError(f"seconds is {seconds}, and this adapter's fps is None; leave seconds out, or set fps")
+        if not 0 < seconds < float("inf"):
+            raise ValueError(f"seconds is {seconds}; it must be a positive number")
+        return self._codec.grid(self._codec.steps(seconds, self.fps) * self.step)
+
+    def complete(self, given: Any, mask: None = None, seconds: float | None = None) -> Segment:
+        """Clips to be continued: their whole steps of t frames are kept, the rest is drawn.
+
+        Args:
+            given: the clips' beginnings as `pixels` takes them, but shorter; all of as many steps.
+            mask: None; clips are completed at their end only.
+            seconds: of the whole; None: the adapter's.
+
+        Raises:
+            ValueError: nothing to keep or nothing to draw, clips of different lengths, a mask.
+        """
+        if given is None or mask is not None:
+            raise ValueError(f"{self.modality!r} takes no mask; give the clips' beginnings, which are all that is kept")
+        grid = self.grid_for(seconds)
+        whole = grid[0] * self.step
+        found = [open_clip(*pair, self.fps, whole) for pair in _named(given)]
+        lengths = sorted({len(clip.frames) // self.step * self.step for clip in found})
+        if len(lengths) > 1:
+            raise ValueError(f"given has clips of {lengths} frames, in whole steps; all must have the same number")
+        if not 0 < lengths[0] < whole:
+            raise ValueError(
+                f"given has {len(found[0].frames)} frames or more; it must have at least {self.step} and fewer than "
+                f"the whole, {whole}"
+            )
+        frames = [to_frames(clip, self.size, self.channels)[: lengths[0]] for clip in found]
+        start = self.encode_frames(torch.stack(frames))
+        values = start.values.new_zeros(len(frames), grid[0] * grid[1] * grid[2], *start.values.shape[2:])
+        values[:, : start.num_elements] = start.values
+        observed = (torch.arange(values.shape[1]) < start.num_elements).expand(len(values), -1)
+        return Segment(self.modality, values, grid, observed=observed)
+
+    def stream(self, segments: Iterable[Segment]) -> Iterator[list[VideoClip]]:
+        """The new frames of the clips, as soon as the steps from their beginning are whole in all of the batch. All
+        that is yielded, one after the other, is what `decode` makes of the last segment, if that is whole."""
+        done = 0
+        for segment in segments:
+            self._codec.check(segment)
+            rows, columns = segment.grid[1:]
+            whole = segment.element_observed.unflatten(1, (-1, rows * columns)).all(-1).all(0)
+            steps = int(whole.cumprod(0).sum())
+            if steps > done:
+                values = segment.values[:, done * rows * columns : steps * rows * columns]
+                yield self.decode(Segment(self.modality, values, (steps - done, rows, columns)))
+                done = steps
+
+    def save(self, raw: Any, path: str | os.PathLike[str]) -> None:
+        """Writes one .mp4 or .gif file, see `save_video`; several clips are tiled side by side.
+
+        Args:
+            raw: clips as `pixels` takes them, of any lengths.
+
+        Raises:
+            ValueError: wrong clips, another suffix, a folder that is missing.
+        """
+        save_video(self._plain(raw), path, self.fps)
+
+    def save_stream(self, parts: Iterable[list[VideoClip]], path: str | os.PathLike[str]) -> Iterator[str]:
+        """Writes what `stream` yields to an .mp4 file, which can be played at any moment but for its latest frame.
+
+        Raises:
+            ValueError: another suffix, a folder that is missing.
+        """
+        written = 0
+        with VideoWriter(path, self.fps or FPS, growing=True) as writer:
+            for clips in parts:
+                frames = tiled(self._plain(clips))
+                writer.write(frames)
+                written += len(frames)
+                yield f"{written} frames"
+
+    def picture(self, raw: Any) -> Image.Image:
+        """Clips as `pixels` takes them, of any lengths, as a film strip: a row for each, evenly spaced frames in it."""
+        return film_strip(self._plain(raw))
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        """Saves the tokenizer, if there is one, in the sub-folder MODALITY_tokenizer; one that is there is replaced
+        when the new one is complete."""
+        config = self.config()
+        for name in self.folders:
+            save_part(folder, name, self.tokenizer)
+            config["elements"]["path"] = name
+        return config
+
+    def _plain(self, clips: Any) -> list[Tensor]:
+        """All frames [T, H, W, C] of each clip."""
+        found = [open_clip(raw, name, self.fps) for raw, name in _named(clips)]
+        return [to_frames(clip, self.size, self.channels) for clip in found]
+
+
+def _named(clips: Any) -> list[tuple[Any, str]]:
+    """Clips, and how messages call those that have no name."""
+    if getattr(clips, "ndim", 0) == 5:
+        clips = list(clips)
+    if not isinstance(clips, (list, tuple)):
+        clips = [clips]
+    if not clips:
+        raise ValueError("the list of clips is empty; it must hold at least one")
+    return [(raw, f"clip {place}") for place, raw in enumerate(clips)]
