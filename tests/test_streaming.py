@@ -19,7 +19,7 @@ from unimodal_ar.cli import main
 from unimodal_ar.noise import SampleNoise
 from unimodal_ar.pipelines import Generator
 
-from .helpers import build, codes, label
+from .helpers import build, codes, diffusion, label
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -368,6 +368,23 @@ def test_streamed_audio_is_that_of_one_shot_sample_for_sample(elements: dict[str
         assert torch.equal(torch.cat(parts, 1), clip.wave)
         assert clip.seconds >= arguments.get("seconds", 0.1)
         assert len(parts) > 1 or clip.seconds < 1  # Griffin-Lim waits for some frames
+
+
+def test_a_prompt_is_kept_as_far_as_it_fills_blocks() -> None:
+    """Under next-block: what of it lies in a block that is not known as a whole is drawn anew."""
+    adapter = AudioAdapter(8000, 12 / 8000, elements={"kind": "mulaw", "levels": 16})
+    model = build({"audio": codes(16, adapter.grid, block=4)})
+    source, wave = Generator(model, [adapter]), torch.linspace(-0.9, 0.9, 12)
+    six, four = (source.generate(3, given=(wave[:n], 8000), seed=1).segment.values for n in (6, 4))
+    assert torch.equal(six, four)
+    assert torch.equal(six[:, :4], adapter.encode((wave, 8000)).values[:, :4].expand(3, -1))
+    assert not torch.equal(six[0], six[1])
+    message = "given is too short: this model draws 4 elements of 'audio' first, together, and given knows 3"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        source.generate(3, given=(wave[:3], 8000))
+    free = Generator(build({"audio": codes(16, adapter.grid, block=4, **diffusion("mask"))}), [adapter])
+    kept = free.generate(3, given=(wave[:6], 8000)).segment.values[:, :6]
+    assert torch.equal(kept, adapter.encode((wave, 8000)).values[:, :6].expand(3, -1))
 
 
 def test_audio_goes_on_from_a_prompt_longer_than_the_models_clips() -> None:

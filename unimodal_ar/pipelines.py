@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .adapters import Adapter, TimeSeriesAdapter, load_adapters
 from .fitting import check_adapter
+from .generation.mixin import leading_blocks
+from .layout import ORDERS
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
 from .saving import load_model
@@ -141,8 +143,8 @@ class Generator:
                 of matrix products, which may differ between batch sizes).
             given: what to complete, or a list of them, see `context`: an image (inpainting, outpainting), or a prompt
                 that the sample goes on from, as the adapter's `complete` says. What is kept passes through the adapter,
-                too, and so is as exact as its elements.
-            mask: what of `given` to draw anew; of images, with which it must come, as `adapters.masks.read_mask` says.
+                too, and so is as exact as its elements. Under next-block a prompt is kept as far as it fills blocks.
+            mask: what of `given` to draw anew; of images, with which it must come, as `adapters.image.masks` says.
                 Under block diffusion anything can be kept, and under a random order; under next-block with another
                 order, whole leading blocks.
             seconds: of what has a length, how long the samples are; None: as long as the adapter's.
@@ -220,11 +222,29 @@ class Generator:
         segments = [_spread(segment, n) for segment in self._context(target, arguments["context"])]
         known = None
         if given is not None or mask is not None:
-            known = _spread(adapter.complete(given, mask, seconds), n)
+            known = adapter.complete(given, mask, seconds)
+            known = _spread(known if mask is not None else self._begun(known), n)
         grid = adapter.grid_for(seconds) if known is None else known.grid
         sampling = {name: arguments[name] for name in _SAMPLING}
         sampling["window"] = _window(adapter, grid, arguments["window"])
         return _Request(n, target, adapter, grid, segments, known, sampling, arguments["seed"], self.model.device)
+
+    def _begun(self, prompt: Segment) -> Segment:
+        """What of a prompt makes up whole leading blocks, where no more can be given: of codes in MusicGen's delay the
+        finer ones of the last steps are drawn anew, as the coarser ones of the steps after them are."""
+        name = prompt.modality
+        order = self.model.options[name].layout.order
+        if self.model.objectives[name].knows_anything or ORDERS[order].random:
+            return prompt
+        layout = self.model.layout(name, prompt.grid).to("cpu")
+        observed = layout.gather(prompt.element_observed)
+        known = leading_blocks(observed, layout)
+        if not known:
+            raise ValueError(
+                f"given is too short: this model draws {layout.block_sizes[0]} elements of {name!r} first, together, "
+                f"and given knows {int(observed.sum(1).min())}"
+            )
+        return prompt.replace(observed=prompt.element_observed & layout.scatter((layout.block < known)[None]))
 
     def _context(self, target: str, given: dict[str, Any]) -> list[Segment]:
         """The context's segments, in order, each with a batch of its own."""

@@ -362,6 +362,13 @@ def _whole(segment: Segment) -> Tensor:
     return segment.element_observed if observed is None or observed.dim() == 2 else observed.all(-1)
 
 
+def leading_blocks(observed: Tensor, layout: Layout) -> int:
+    """How many leading blocks are known as a whole, of observed [B, N] in generation order."""
+    whole = torch.ones(layout.num_blocks, dtype=torch.bool, device=observed.device)
+    whole[layout.block[~observed.all(0)]] = False
+    return int(whole.long().cumprod(0).sum())
+
+
 def _known_blocks(segment: Segment, layout: Layout, known_blocks: int | None, order: str, anything: bool) -> int:
     """How many leading blocks are known; raises ValueError where the known part is not whole leading blocks, unless it
     may be `anything`."""
@@ -370,10 +377,7 @@ def _known_blocks(segment: Segment, layout: Layout, known_blocks: int | None, or
             raise ValueError(f"known_blocks is {known_blocks}; the layout has {layout.num_blocks} blocks")
         return known_blocks
     observed = layout.gather(_whole(segment) if anything else segment.element_observed)
-    whole = torch.ones(layout.num_blocks, dtype=torch.bool, device=observed.device)
-    missing = ~observed.all(0)
-    whole[layout.block[missing]] = False
-    known = int(whole.long().cumprod(0).sum())
+    known = leading_blocks(observed, layout)
     later = observed[:, layout.block_range(known, layout.num_blocks)]
     if bool(later.any()) and not anything:
         raise ValueError(
