@@ -15,13 +15,15 @@ from pydantic import Field
 
 from ..schema import Strict, parse
 from ..segment import Grid, Segment
+from .files import whole_file
 
 if TYPE_CHECKING:
     from PIL import Image
 
 CONFIG_NAME = "processor_config.json"
-# What adapters carry in folders of their own, see `part_folder`.
-PARTS = ("tokenizer", "vocoder")
+# What adapters carry in folders of their own (see `part_folder`), each an attribute of the adapter -> the key of its
+# elements' options that holds the path.
+PARTS = {"tokenizer": "path", "vocoder": "vocoder"}
 
 AdapterType = TypeVar("AdapterType", bound="Adapter")
 
@@ -137,19 +139,27 @@ class Adapter(ABC):
             yield ""
 
     @property
+    def _parts(self) -> dict[str, Any]:
+        """Those of PARTS that the adapter carries."""
+        found = {part: getattr(self, part, None) for part in PARTS}
+        return {part: module for part, module in found.items() if module is not None}
+
+    @property
     def modules(self) -> list[Any]:
         """The frozen modules that the adapter carries, each with `to(device)` and `device`."""
-        return []
+        return list(self._parts.values())
 
     @property
     def sources(self) -> dict[str, str]:
         """What was read to make the adapter: key of its configuration ("elements.path") -> path."""
-        return {}
+        elements = getattr(self.options, "elements", None)
+        paths = {f"elements.{key}": getattr(elements, key, None) for key in PARTS.values()}
+        return {key: path for key, path in paths.items() if path is not None}
 
     @property
     def folders(self) -> list[str]:
         """The names of the folders that `save_files` writes."""
-        return []
+        return [part_folder(self.modality, part) for part in self._parts]
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON-able values."""
@@ -162,9 +172,15 @@ class Adapter(ABC):
         return cls(**options.model_dump())
 
     def save_files(self, folder: Path) -> dict[str, Any]:
-        """Writes the files that the adapter carries, if any, into `folder`. Returns `config()` with the paths of what
-        was written, relative to `folder`, so that it can be moved."""
-        return self.config()
+        """Writes what the adapter carries, if anything, into `folder`, each into a sub-folder of its own; one that is
+        there is replaced when the new one is complete. Returns `config()` with the paths of what was written, relative
+        to `folder`, so that it can be moved."""
+        config = self.config()
+        for part, module in self._parts.items():
+            name = part_folder(self.modality, part)
+            save_part(folder, name, module)
+            config["elements"][PARTS[part]] = name
+        return config
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Adds this adapter to `processor_config.json` in `directory` (made if missing), and its own files beside it;
@@ -203,6 +219,17 @@ class Adapter(ABC):
                 f"modality is {modality!r}; the adapters of type {cls.__name__} in {directory} are {sorted(found)}"
             )
         return found[modality]
+
+
+def check_element(segment: Segment, element: Mapping[str, Any]) -> None:
+    """Raises ValueError where the segment's values are not of an adapter's `element`."""
+    values = segment.values
+    last = (element["dim"],) if "dim" in element else (element["codes"],) if element["codes"] > 1 else ()
+    if tuple(values.shape[2:]) != last or values.is_floating_point() != ("dim" in element):
+        raise ValueError(
+            f"segment's values are {values.dtype} of shape {tuple(values.shape)}; "
+            f"this adapter's element is {dict(element)}"
+        )
 
 
 def part_folder(modality: str, part: str) -> str:
@@ -313,9 +340,5 @@ def _read(path: Path) -> dict[str, Any]:
 def _write(path: Path, content: dict[str, Any]) -> None:
     """Writes beside the file and renames: a reader sees the old content or the new."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

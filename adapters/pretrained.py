@@ -11,12 +11,41 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import nn
 
 # Library -> the only file that weights are read from: no pickle is ever opened.
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)+")
+
+
+FrozenType = TypeVar("FrozenType", bound="Frozen")
+
+
+class Frozen:
+    """A library's module in evaluation mode, in float32 and without gradients.
+
+    Args:
+        model: the module; it is changed in place.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.float().eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self: FrozenType, device: str | torch.device) -> FrozenType:
+        """Moves the module; returns what is built around it."""
+        self.model.to(device)
+        return self
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `config.json` and the weights (safetensors) as the module's library does. `folder` should hold nothing
+        else that is called `config.json`."""
+        self.model.save_pretrained(folder)
 
 
 class Wrapper(Protocol):

@@ -159,7 +159,7 @@ class Embedding(nn.Module):
             embeddings [B, n, H], and [B, n] bool: whether the source was known.
         """
         observed = _all_observed(values) if observed is None else observed
-        source = _unshared(layout, places) if self.own_starts else layout.source[places]
+        source = (layout.own_source if self.own_starts else layout.source)[places]
         embeds, known = self.read(values, layout, observed, source, start)
         embeds = self._with_covariates(embeds, covariates, layout.index[places])
         if self.own_starts:
@@ -179,9 +179,7 @@ class Embedding(nn.Module):
                 f"layout has a block of {largest} elements; with target_positions 'starts' the largest block of this "
                 f"model has {table.num_embeddings}"
             )
-        block = layout.block[places]
-        rank = torch.arange(len(block), device=block.device) - torch.searchsorted(block, block)
-        return table(rank)
+        return table(layout.rank[places])
 
     def next_inputs(
         self,
@@ -304,14 +302,6 @@ def build_embedding(hidden_size: int, options: ModalityOptions) -> Any:
 
 def _all_observed(values: Tensor) -> Tensor:
     return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
-
-
-def _unshared(layout: Layout, places: slice) -> Tensor:
-    """[n] the sources of whole blocks, -1 where the element before reads the same one."""
-    source, block = layout.source[places], layout.block[places]
-    shared = torch.zeros_like(source, dtype=torch.bool)
-    shared[1:] = (source[1:] == source[:-1]) & (block[1:] == block[:-1])
-    return torch.where(shared, -1, source)
 
 
 def _after_padding(coords: Tensor, observed: Tensor, layout: Layout) -> Tensor:

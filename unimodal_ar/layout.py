@@ -193,6 +193,18 @@ class Layout:
         return len(torch.unique(pairs, dim=0)) < len(self)
 
     @cached_property
+    def rank(self) -> Tensor:
+        """[N] long: place of each element in its block."""
+        return torch.arange(len(self), device=self.block.device) - torch.searchsorted(self.block, self.block)
+
+    @cached_property
+    def own_source(self) -> Tensor:
+        """[N] long: `source`, but -1 where the element before in the block reads the same one."""
+        shared = torch.zeros_like(self.source, dtype=torch.bool)
+        shared[1:] = (self.source[1:] == self.source[:-1]) & (self.block[1:] == self.block[:-1])
+        return self.source.masked_fill(shared, -1)
+
+    @cached_property
     def unread(self) -> Tensor:
         """[E] long: places in generation order whose element is the source of none in the block after its own."""
         read = torch.zeros(len(self) + 1, dtype=torch.bool, device=self.source.device)

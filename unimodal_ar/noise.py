@@ -55,7 +55,10 @@ class SampleNoise:
 
     @classmethod
     def from_generator(cls, generator: Any, samples: Tensor) -> SampleNoise:
-        """Takes a single number from `generator` (None: torch's global one) as the seed, whatever the batch size."""
+        """Takes a single number from `generator` (None: torch's global one) as the seed, whatever the batch size; a
+        SampleNoise is what it is."""
+        if isinstance(generator, cls):
+            return generator
         if not isinstance(generator, torch.Generator | None):
             kind = type(generator).__name__
             raise ValueError(f"generator is a {kind}; it must be a torch.Generator, a SampleNoise or None")

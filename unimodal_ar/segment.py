@@ -120,6 +120,18 @@ class Segment:
         return self.observed if self.observed.dim() == 2 else self.observed.any(-1)
 
     @property
+    def whole_observed(self) -> Tensor:
+        """[B, N] bool: True where every value of the element is observed."""
+        observed = self.observed
+        return self.element_observed if observed is None or observed.dim() == 2 else observed.all(-1)
+
+    @property
+    def known_steps(self) -> int:
+        """How many steps of the T axis, from the first one on, have every element observed in all of the batch."""
+        steps = self.element_observed.unflatten(1, (self.grid[0], -1)).all(-1).all(0)
+        return int(steps.cumprod(0).sum())
+
+    @property
     def observed_fraction(self) -> Tensor:
         """[B, N] float: the fraction of each element's values that is observed."""
         if self.observed is None or self.observed.dim() == 2:

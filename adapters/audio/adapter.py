@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 
 from ...schema import parse
 from ...segment import Grid, Segment
-from ..base import Adapter, AdapterOptions, part_folder, register_adapter, save_part
+from ..base import Adapter, AdapterOptions, register_adapter
+from ..files import check_path
 from ..pretrained import find_tokenizer
 from .clips import (
     RATES,
@@ -34,7 +35,7 @@ from .parts import find_vocoder, make_codec
 from .vocoders import Vocoder
 from .wave_codec import WaveCodec
 from .waveforms import Elements
-from .writing import WaveWriter, check_path
+from .writing import FILE, SUFFIXES, WaveWriter
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,7 +91,7 @@ class AudioAdapter(Adapter):
         modality: str = Field("audio", min_length=1)
 
     options: Options
-    suffixes: ClassVar[tuple[str, ...]] = (".wav", ".flac")
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
     def __init__(
         self,
@@ -165,21 +166,9 @@ class AudioAdapter(Adapter):
         return self._codec.needs_fit
 
     @property
-    def modules(self) -> list[Any]:
-        return [module for module in (self.tokenizer, self.vocoder) if module is not None]
-
-    @property
-    def sources(self) -> dict[str, str]:
-        elements = self.options.elements
-        named = {
-            "elements.path": getattr(elements, "path", None),
-            "elements.vocoder": getattr(elements, "vocoder", None),
-        }
-        return {key: path for key, path in named.items() if path is not None}
-
-    @property
-    def folders(self) -> list[str]:
-        return [part_folder(self.modality, part) for part in self._parts()]
+    def has_phases(self) -> bool:
+        """Whether elements tell of phases, so that waves and not only their spectra come back."""
+        return self._codec.has_phases
 
     def fit(self, waves: Iterable[Tensor]) -> None:
         """Learns the scale of the elements, their standard deviation and for mels their mean, from waves float32 [C, S]
@@ -321,7 +310,7 @@ class AudioAdapter(Adapter):
         Raises:
             ValueError: wrong clips, another suffix, a folder that is missing.
         """
-        check_path(path)
+        check_path(path, FILE, SUFFIXES)
         pause = torch.zeros(self.channels, round(PAUSE * self.sample_rate))
         parts = [part for wave in self._plain(open_clips(raw)) for part in (pause, wave)][1:]
         AudioClip(torch.cat(parts, 1), self.sample_rate).save(path)
@@ -346,17 +335,6 @@ class AudioAdapter(Adapter):
         from .picture import picture
 
         return picture(self._plain(open_clips(raw)), self.sample_rate)
-
-    def save_files(self, folder: Path) -> dict[str, Any]:
-        """Saves the tokenizer or the vocoder, if there is one, in the sub-folder MODALITY_tokenizer or
-        MODALITY_vocoder; one that is there is replaced when the new one is complete."""
-        config = self.config()
-        keys = {"tokenizer": "path", "vocoder": "vocoder"}
-        for part, module in self._parts().items():
-            name = part_folder(self.modality, part)
-            save_part(folder, name, module)
-            config["elements"][keys[part]] = name
-        return config
 
     def _steps(self, seconds: float) -> int:
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
@@ -386,10 +364,6 @@ class AudioAdapter(Adapter):
 
     def _clips(self, waves: Tensor) -> list[AudioClip]:
         return [AudioClip(wave, self.sample_rate) for wave in waves.cpu()]
-
-    def _parts(self) -> dict[str, Any]:
-        found = {"tokenizer": self.tokenizer, "vocoder": self.vocoder}
-        return {part: module for part, module in found.items() if module is not None}
 
     def _make_codec(self) -> WaveCodec:
         options = self.options

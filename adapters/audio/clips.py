@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .writing import check_path, soundfile, tell_clipped, to_pcm, write_wav, write_whole
+from ..files import check_path, whole_file
+from .writing import FILE, SUFFIXES, soundfile, tell_clipped, to_pcm, write_wav
 
 RATES = (1_000, 768_000)  # legal samples a second: slower is no sound, faster no microphone
 # What libsndfile's log says of a file that is shorter than its header tells. Programs that write into a pipe put the
@@ -81,14 +82,16 @@ class AudioClip:
             ValueError: another suffix, a folder that is missing, a rate or channels that FLAC does not have.
             ImportError: soundfile is missing and the name ends in .flac.
         """
-        path = check_path(path)
+        path = check_path(path, FILE, SUFFIXES)
         if path.suffix.lower() == ".wav":
-            write_whole(path, lambda temporary: write_wav(temporary, self.wave, self.rate, str(path)))
+            with whole_file(path) as temporary:
+                write_wav(temporary, self.wave, self.rate, str(path))
             return
         pcm, clipped = to_pcm(self.wave)
         package = soundfile()
         try:
-            write_whole(path, lambda file: package.write(file, pcm, self.rate, subtype="PCM_16", format="FLAC"))
+            with whole_file(path) as temporary:
+                package.write(temporary, pcm, self.rate, subtype="PCM_16", format="FLAC")
         except package.LibsndfileError as error:
             raise ValueError(
                 f"{path} cannot be written as FLAC with {self.channels} channels at {self.rate} Hz: {_reason(error)}"
@@ -250,9 +253,10 @@ def _within(span: tuple[float, float | None], frames: int, rate: int, name: str)
     """The first sample of a span, and how many there are."""
     start, end = span
     first, last = round(start * rate), frames if end is None else min(round(end * rate), frames)
-    for which, time, legal in (("start", start, first < last or first == 0), ("end", end or 0.0, True)):
-        if not legal or time > frames / rate + SLACK:
-            raise ValueError(f"{name}: {which} is {time:g} s; the clip has {frames / rate:.3f} s")
+    if first >= max(last, 1):  # a file of no samples is told of elsewhere
+        raise ValueError(f"{name}: start is {start:g} s; the clip has {frames / rate:.3f} s")
+    if end is not None and end > frames / rate + SLACK:
+        raise ValueError(f"{name}: end is {end:g} s; the clip has {frames / rate:.3f} s")
     return first, last - first
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...segment import Grid, Segment
+from ..base import check_element
 from .wave_codec import WaveCodec
 
 
@@ -86,10 +87,9 @@ def heard(codec: WaveCodec, segment: Segment) -> Tensor:
         ValueError: an impossible grid, values of another element.
     """
     check_segment(codec, segment)
-    values, observed = segment.values, segment.observed
-    if observed is None or observed.all():
+    values, known = segment.values, segment.whole_observed
+    if known.all():
         return values
-    known = observed if observed.dim() == 2 else observed.all(-1)
     samples = codec.steps(segment.grid) * codec.step
     silence = codec.encode(torch.zeros(1, codec.channels, samples, device=values.device)).to(values.dtype)
     return torch.where(known if values.dim() == 2 else known[..., None], values, silence)
@@ -106,8 +106,7 @@ def streamed(codec: WaveCodec, segments: Iterable[Segment]) -> Iterator[Tensor]:
     for segment in segments:
         check_segment(codec, segment)
         decoder = decoder or codec.decoder()
-        known = segment.element_observed.unflatten(1, (segment.grid[0], -1)).all(-1).all(0)
-        places = int(known.cumprod(0).sum()) * codec.width
+        places = segment.known_steps * codec.width
         if places > done:
             waves = decoder.push(segment.values[:, done:places])
             done = places
@@ -124,12 +123,7 @@ def streamed(codec: WaveCodec, segments: Iterable[Segment]) -> Iterator[Tensor]:
 def check_segment(codec: WaveCodec, segment: Segment) -> None:
     """Raises ValueError where a segment is not of the codec's elements."""
     codec.steps(segment.grid)
-    values, element = segment.values, codec.element
-    last = (element["dim"],) if "dim" in element else (element["codes"],) if element["codes"] > 1 else ()
-    if tuple(values.shape[2:]) != last or values.is_floating_point() != ("dim" in element):
-        raise ValueError(
-            f"segment's values are {values.dtype} of shape {tuple(values.shape)}; this adapter's element is {element}"
-        )
+    check_element(segment, codec.element)
 
 
 def _checked(mask: Iterable[tuple[float, float]], seconds: float) -> list[tuple[float, float]]:

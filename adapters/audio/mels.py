@@ -159,6 +159,8 @@ class MelCodec(WaveCodec):
         ValueError: a mel so narrow that no frequency falls into it.
     """
 
+    has_phases = False
+
     def __init__(
         self,
         sample_rate: int,

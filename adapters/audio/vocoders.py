@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..pretrained import class_name, load_module, locate
+from ..pretrained import Frozen, class_name, load_module, locate
 from .mels import CHUNK, MelCodec, Renderer
 
 # Frames of the spectrogram by which a receptive field is measured: the first number, twice, four times ... the last.
@@ -22,7 +22,7 @@ PROBE, LONGEST = 64, 2048
 NOISE = 4096
 
 
-class Vocoder:
+class Vocoder(Frozen):
     """A convolutional vocoder: in evaluation mode, in float32 and without gradients, whatever autocast is around it.
 
     Attributes:
@@ -42,26 +42,13 @@ class Vocoder:
     """
 
     def __init__(self, model: Any, n_mels: int) -> None:
-        self.model = model.float().eval().requires_grad_(False)
+        super().__init__(model)
         self.name, self.n_mels = type(model).__name__, n_mels
         self._noise = None
         if "noise_sequence" in inspect.signature(model.forward).parameters:
             size = (NOISE, model.config.model_in_channels)
             self._noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
         self.hop, self.before, self.after = self._measure(n_mels)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def to(self, device: str | torch.device) -> Vocoder:
-        """Moves the module; returns the vocoder."""
-        self.model.to(device)
-        return self
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `config.json` and the weights (safetensors)."""
-        self.model.save_pretrained(folder)
 
     @torch.no_grad()
     def __call__(self, log_mel: Tensor, first: int = 0) -> Tensor:

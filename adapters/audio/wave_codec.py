@@ -39,6 +39,7 @@ class WaveCodec(ABC):
         step: samples of a step, the least whose values are whole.
         element: the `element` of the model's configuration.
         needs_fit: whether a scale is still to be learned from data.
+        has_phases: whether values tell of phases, so that waves and not only their spectra come back.
         before, after: how many samples before and after its own the values of a step tell of, as far as that is known.
 
     Args:
@@ -51,6 +52,7 @@ class WaveCodec(ABC):
     needs_fit: bool = False
     before: int = 0
     after: int = 0
+    has_phases: bool = True
 
     def __init__(self, sample_rate: int, channels: int) -> None:
         self.sample_rate = sample_rate

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import uuid
 import warnings
 import wave as riff
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SUFFIXES = (".wav", ".flac")
+from ..files import check_path
+
+FILE, SUFFIXES = "an audio file", (".wav", ".flac")
 
 
 class WaveWriter:
@@ -30,7 +30,7 @@ class WaveWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], rate: int, channels: int, name: str | None = None) -> None:
-        self.path = check_path(path, (".wav",))
+        self.path = check_path(path, FILE, (".wav",))
         self.name = name or str(path)
         self.clipped = self.samples = 0
         self._file = self.path.open("w+b")
@@ -71,26 +71,6 @@ def to_pcm(wave: Tensor) -> tuple[np.ndarray, int]:
     clipped = int((wave.abs() > 1).sum())
     pcm = (wave.detach().cpu().float().T * 32768).round().clamp(-32768, 32767)
     return pcm.contiguous().to(torch.int16).numpy().astype("<i2", copy=False), clipped
-
-
-def check_path(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Path:
-    """Raises ValueError where no audio file can be written."""
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path} is to be an audio file; its name must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written; there is no folder {path.parent}")
-    return path
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Has `write` write a file beside `path`, which takes its place when it is complete."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def tell_clipped(clipped: int, total: int, name: str) -> None:

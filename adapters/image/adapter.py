@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...schema import parse
 from ...segment import Segment
-from ..base import Adapter, AdapterOptions, part_folder, register_adapter, save_part
+from ..base import Adapter, AdapterOptions, check_element, register_adapter
 from ..pretrained import find_tokenizer
 from ..tokenizers import ImageTokenizer, load_tokenizer
 from .masks import drawn_elements, read_mask
@@ -122,24 +122,6 @@ class ImageAdapter(Adapter):
         elements = self.options.elements
         return isinstance(elements, PaletteElements) and elements.palette is None
 
-    @property
-    def tokenizer_path(self) -> str | None:
-        """Where the tokenizer was read from; None: there is none, or it was given as an object."""
-        elements = self.options.elements
-        return elements.path if isinstance(elements, TokenizerElements) else None
-
-    @property
-    def modules(self) -> list[Any]:
-        return [] if self.tokenizer is None else [self.tokenizer]
-
-    @property
-    def sources(self) -> dict[str, str]:
-        return {} if self.tokenizer_path is None else {"elements.path": self.tokenizer_path}
-
-    @property
-    def folders(self) -> list[str]:
-        return [] if self.tokenizer is None else [part_folder(self.modality, "tokenizer")]
-
     def fit(self, pixels: Tensor, seed: int = 0) -> None:
         """Learns the palette from uint8 [B, H, W, C] by k-means (`fit_palette`); one that is there is replaced.
 
@@ -202,7 +184,7 @@ class ImageAdapter(Adapter):
         values = segment.values
         if segment.observed is None:
             return self._codec.decode(values)
-        known = segment.observed if segment.observed.dim() == 2 else segment.observed.all(-1)
+        known = segment.whole_observed
         values = values.masked_fill(~(known if values.dim() == 2 else known[..., None]), 0)
         step = self._codec.step
         mask = known.unflatten(1, self.grid[1:]).repeat_interleave(step, 1).repeat_interleave(step, 2)
@@ -248,16 +230,6 @@ class ImageAdapter(Adapter):
         """
         write_png(to_picture(montage(self.pixels(raw))), path)
 
-    def save_files(self, folder: Path) -> dict[str, Any]:
-        """Saves the tokenizer, if there is one, in the sub-folder MODALITY_tokenizer; one that is there is replaced
-        when the new one is complete."""
-        config = self.config()
-        if self.tokenizer is None:
-            return config
-        (name,) = self.folders
-        save_part(folder, name, self.tokenizer)
-        return {**config, "elements": {**config["elements"], "path": name}}
-
     def _make_codec(self) -> Codec:
         elements = self.options.elements
         if isinstance(elements, TokenizerElements):
@@ -284,10 +256,4 @@ class ImageAdapter(Adapter):
     def _check_segment(self, segment: Segment) -> None:
         if segment.grid != self.grid:
             raise ValueError(f"segment has the grid {segment.grid}; this adapter's is {self.grid}")
-        values, element = segment.values, self.element
-        last = (element["dim"],) if "dim" in element else (element["codes"],) if element["codes"] > 1 else ()
-        if tuple(values.shape[2:]) != last or values.is_floating_point() != ("dim" in element):
-            raise ValueError(
-                f"segment's values are {values.dtype} of shape {tuple(values.shape)}; "
-                f"this adapter's element is {element}"
-            )
+        check_element(segment, self.element)

@@ -6,7 +6,6 @@ import io
 import math
 import os
 import struct
-import uuid
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 from torch.nn.functional import pad
+
+from ..files import check_path, whole_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -121,17 +122,8 @@ def write_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: the name does not end in .png, its folder is missing.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{path} is to be a PNG file; its name must end in .png")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written; there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with whole_file(check_path(path, "a PNG file", (".png",))) as temporary:
         picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_array(array: np.ndarray | Tensor, name: str, *shapes: str) -> np.ndarray:

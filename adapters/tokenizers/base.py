@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..image.pictures import nearest_sizes
+from ..pretrained import Frozen
 
-TokenizerType = TypeVar("TokenizerType", bound="ImageTokenizer")
 
-
-class ImageTokenizer(ABC):
+class ImageTokenizer(Frozen, ABC):
     """Images in [-1, 1] <-> codes or latents on a grid that is `factor` times coarser, both by a frozen model.
 
     The model is in evaluation mode, in float32 (half precision changes codes) and without gradients; surrounding
@@ -44,7 +42,7 @@ class ImageTokenizer(ABC):
     dim: int
 
     def __init__(self, model: Any) -> None:
-        self.model = model.float().eval().requires_grad_(False)
+        super().__init__(model)
         self.config = model.config
         self.channels: int = self.config.in_channels
         self.factor = 2 ** (len(getattr(self.config, self.levels)) - 1)
@@ -53,20 +51,6 @@ class ImageTokenizer(ABC):
                 f"{type(model).__name__} reads {self.channels} channels and writes {self.config.out_channels}; "
                 "a tokenizer must write what it reads"
             )
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def to(self: TokenizerType, device: str | torch.device) -> TokenizerType:
-        """Moves the model; returns the tokenizer."""
-        self.model.to(device)
-        return self
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `config.json` and the weights (safetensors) as the model's library does. `folder` should hold nothing
-        else that is called `config.json`."""
-        self.model.save_pretrained(folder)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...schema import parse
 from ...segment import Grid, Segment
-from ..base import Adapter, AdapterOptions, part_folder, register_adapter, save_part
+from ..base import Adapter, AdapterOptions, register_adapter
 from ..pretrained import find_tokenizer
 from ..tokenizers import ImageTokenizer, load_tokenizer
 from .clips import open_clip, to_frames
@@ -143,19 +143,6 @@ class VideoAdapter(Adapter):
         """False: no kind of elements is fitted to data."""
         return False
 
-    @property
-    def modules(self) -> list[Any]:
-        return [] if self.tokenizer is None else [self.tokenizer]
-
-    @property
-    def sources(self) -> dict[str, str]:
-        path = getattr(self.options.elements, "path", None)
-        return {} if path is None else {"elements.path": path}
-
-    @property
-    def folders(self) -> list[str]:
-        return [] if self.tokenizer is None else [part_folder(self.modality, "tokenizer")]
-
     def pixels(self, clips: Any, start: float = 0.0) -> Tensor:
         """Clips -> uint8 [B, T, H, W, C], the first T frames from `start` on, at the adapter's rate.
 
@@ -205,7 +192,7 @@ class VideoAdapter(Adapter):
         values, steps = segment.values, segment.grid[0]
         if segment.observed is None:
             return self._codec.decode(values, steps)
-        known = segment.observed if segment.observed.dim() == 2 else segment.observed.all(-1)
+        known = segment.whole_observed
         values = values.masked_fill(~(known if values.dim() == 2 else known[..., None]), 0)
         mask = known.unflatten(1, segment.grid).repeat_interleave(self.step, 1)
         mask = mask.repeat_interleave(self._codec.step, 2).repeat_interleave(self._codec.step, 3)
@@ -267,8 +254,7 @@ class VideoAdapter(Adapter):
         for segment in segments:
             self._codec.check(segment)
             rows, columns = segment.grid[1:]
-            whole = segment.element_observed.unflatten(1, (-1, rows * columns)).all(-1).all(0)
-            steps = int(whole.cumprod(0).sum())
+            steps = segment.known_steps
             if steps > done:
                 values = segment.values[:, done * rows * columns : steps * rows * columns]
                 yield self.decode(Segment(self.modality, values, (steps - done, rows, columns)))
@@ -302,15 +288,6 @@ class VideoAdapter(Adapter):
     def picture(self, raw: Any) -> Image.Image:
         """Clips as `pixels` takes them, of any lengths, as a film strip: a row for each, evenly spaced frames in it."""
         return film_strip(self._plain(raw))
-
-    def save_files(self, folder: Path) -> dict[str, Any]:
-        """Saves the tokenizer, if there is one, in the sub-folder MODALITY_tokenizer; one that is there is replaced
-        when the new one is complete."""
-        config = self.config()
-        for name in self.folders:
-            save_part(folder, name, self.tokenizer)
-            config["elements"]["path"] = name
-        return config
 
     def _plain(self, clips: Any) -> list[Tensor]:
         """All frames [T, H, W, C] of each clip."""

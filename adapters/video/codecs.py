@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...schema import Strict
 from ...segment import Grid, Segment
+from ..base import check_element
 from ..image.pixels import (
     PIXEL_CODECS,
     Codec,
@@ -95,13 +96,7 @@ class VideoCodec:
         height, width = self.codec.grid[1:]
         if segment.grid[1:] != (height, width):
             raise ValueError(f"segment has the grid {segment.grid}; this adapter's are (steps, {height}, {width})")
-        values, element = segment.values, self.element
-        last = (element["dim"],) if "dim" in element else (element["codes"],) if element["codes"] > 1 else ()
-        if tuple(values.shape[2:]) != last or values.is_floating_point() != ("dim" in element):
-            raise ValueError(
-                f"segment's values are {values.dtype} of shape {tuple(values.shape)}; "
-                f"this adapter's element is {element}"
-            )
+        check_element(segment, self.element)
 
     def steps(self, seconds: float, fps: float) -> int:
         """Steps of so long a clip, rounded up, but for a rounding error."""

@@ -6,9 +6,7 @@ Shapes: B clips, T frames, H x W pixels, C channels (1 or 3).
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..files import check_path, whole_file
 from ..image.pictures import SEPARATOR, SEPARATOR_VALUE, VISIBLE, montage, pillow, to_picture
 from .reader import package
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".mp4", ".gif")
+FILE, SUFFIXES = "a video file", (".mp4", ".gif")
 # Frames a second where nobody said how many.
 FPS = 25.0
 # H.264's constant rate factor: 17 or 18 is said to look like the original (0 is lossless, 51 worst).
@@ -45,9 +44,9 @@ def save_video(clips: Sequence[Tensor], path: str | os.PathLike[str], fps: float
         ValueError: another suffix, a folder that is missing.
         ImportError: PyAV, or for .gif Pillow, is missing.
     """
-    path = check_path(path)
+    path = check_path(path, FILE, SUFFIXES)
     frames, rate = tiled(clips), FPS if fps is None else fps
-    with _whole(path) as temporary:
+    with whole_file(path) as temporary:
         if path.suffix.lower() == ".gif":
             _write_gif(frames, temporary, rate)
             return
@@ -69,7 +68,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], fps: float, growing: bool = False) -> None:
-        self.path = check_path(path, (".mp4",))
+        self.path = check_path(path, FILE, (".mp4",))
         self._package = package("av")
         self._rate = Fraction(fps).limit_denominator(1001)  # 30000/1001, say
         self._growing = growing
@@ -131,30 +130,9 @@ def film_strip(clips: Sequence[Tensor]) -> Image.Image:
     return to_picture(torch.cat(rows)[:-SEPARATOR, :-SEPARATOR])
 
 
-def check_path(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Path:
-    """Raises ValueError where no video can be written."""
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path} is to be a video file; its name must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written; there is no folder {path.parent}")
-    return path
-
-
 def _write_gif(frames: Tensor, path: Path, fps: float) -> None:
     pillow()
     first, *others = [to_picture(frame) for frame in frames]
     ends = [round(place * 100 / fps) for place in range(len(frames) + 1)]
     durations = [10 * (end - start) for start, end in pairwise(ends)]
     first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file beside `path`, which takes its place when it is complete."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -116,7 +116,7 @@ def _to_objective(arguments: argparse.Namespace, out: Path) -> tuple[Any, list[A
     if out.resolve() == folder.resolve():
         raise ValueError(f"--out is {arguments.out!r}, the folder of the model itself; choose another")
     adapters = list(load_adapters(folder).values()) if (folder / CONFIG_NAME).exists() else []
-    carried = [folder for adapter in adapters for folder in adapter.folders]
+    carried = [name for adapter in adapters for name in adapter.folders]
     check_output(out, "--out", arguments.overwrite, folders=carried)
     with warnings.catch_warnings(record=True) as left_out:
         warnings.simplefilter("always", UserWarning)

@@ -188,10 +188,9 @@ class UnimodalARGenerationMixin:
         decoding.hold(*parts)
         decoding.repeat_interleave(options.num_samples)
         segment = segment.repeat_interleave(options.num_samples)
-        generator = arguments["generator"]
-        if not isinstance(generator, SampleNoise):
-            samples = torch.arange(segment.batch_size, device=self.device)
-            generator = SampleNoise.from_generator(generator, samples)
+        generator = SampleNoise.from_generator(
+            arguments["generator"], torch.arange(segment.batch_size, device=self.device)
+        )
         # A stream of its own for every call: objectives may number the streams of its blocks.
         sampling["generator"] = generator.child() if objective.knows_anything else generator
         given = None if given is None else given.repeat_interleave(options.num_samples, 0)
@@ -330,7 +329,7 @@ class UnimodalARGenerationMixin:
         if not bool((observed == observed[0]).all()):
             raise ValueError("given knows other elements in some examples of the batch; it must know the same in all")
         # What is left of a cell is heeded when its block is drawn.
-        return whole_cells(_whole(segment)[0], segment.grid, options.block) if anything else observed[0]
+        return whole_cells(segment.whole_observed[0], segment.grid, options.block) if anything else observed[0]
 
 
 class _Evaluating:
@@ -356,12 +355,6 @@ def _empty(element: Any, batch: int, grid: Grid, device: torch.device) -> Tensor
     return torch.zeros(batch, n, element.dim, device=device)  # float32, in which heads of all dtypes draw
 
 
-def _whole(segment: Segment) -> Tensor:
-    """[B, N] bool: elements of which every value is observed."""
-    observed = segment.observed
-    return segment.element_observed if observed is None or observed.dim() == 2 else observed.all(-1)
-
-
 def leading_blocks(observed: Tensor, layout: Layout) -> int:
     """How many leading blocks are known as a whole, of observed [B, N] in generation order."""
     whole = torch.ones(layout.num_blocks, dtype=torch.bool, device=observed.device)
@@ -376,7 +369,7 @@ def _known_blocks(segment: Segment, layout: Layout, known_blocks: int | None, or
         if not 0 <= known_blocks <= layout.num_blocks:
             raise ValueError(f"known_blocks is {known_blocks}; the layout has {layout.num_blocks} blocks")
         return known_blocks
-    observed = layout.gather(_whole(segment) if anything else segment.element_observed)
+    observed = layout.gather(segment.whole_observed if anything else segment.element_observed)
     known = leading_blocks(observed, layout)
     later = observed[:, layout.block_range(known, layout.num_blocks)]
     if bool(later.any()) and not anything:

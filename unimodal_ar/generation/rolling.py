@@ -74,11 +74,8 @@ class Rolling:
         self.window, self.overlap, self.sink = arguments["window"], overlap, arguments["sink"]
         self.new = self.window - self.overlap - self.sink
         self.per_step = segment.grid[1] * segment.grid[2]
-        generator = arguments["generator"]
-        if not isinstance(generator, SampleNoise):
-            samples = torch.arange(segment.batch_size, device=segment.values.device)
-            generator = SampleNoise.from_generator(generator, samples)
-        self.noise = generator
+        samples = torch.arange(segment.batch_size, device=segment.values.device)
+        self.noise = SampleNoise.from_generator(arguments["generator"], samples)
         spare = self.new * self.per_step  # for what the last window draws beyond the end
         known = segment.element_observed if segment.observed is None else segment.observed
         self.known = _lengthened(known, known.new_zeros(1), spare)

@@ -11,7 +11,6 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from ..adapters import LabelAdapter
 from ..adapters.audio.adapter import AudioAdapter
-from ..adapters.audio.mels import MelElements
 from ..configuration import UnimodalARConfig
 from ..evaluation.audio import log_mel_distance, si_sdr
 from ..modeling import UnimodalARForGeneration
@@ -83,7 +82,7 @@ class AudioEvaluator(SampleEvaluator):
         parts = waves.split(self.evaluation.batch_size)
         back = torch.cat([self.adapter.decode_waves(self.adapter.encode_waves(part)) for part in parts])
         lost = {"log_mel_distance": float(log_mel_distance(waves, back, self.adapter.sample_rate).median())}
-        if not isinstance(self.adapter.options.elements, MelElements):  # which hold no phases
+        if self.adapter.has_phases:
             lost["si_sdr"] = float(si_sdr(waves, back).clamp(-EXACT, EXACT).median())
         if tells():
             ratio = f", SI-SDR {lost['si_sdr']:.1f} dB" if "si_sdr" in lost else ""

@@ -14,9 +14,7 @@ from torch.utils.data import Dataset
 
 from ..adapters import ImageAdapter, ImageSource, LabelAdapter
 from ..segment import Segment
-from .source_set import CHUNK, LabelColumn, check_memory, chunks, smallest, split, tell
-
-__all__ = ["ImageDataset", "ImageSet", "split"]
+from .source_set import CHUNK, LabelColumn, check_memory, chunks, smallest, tell
 
 
 class ImageSet:

@@ -14,7 +14,8 @@ from ..configuration import UnimodalARConfig
 from ..fitting import check_adapter
 from ..schema import Strict
 from .image_evaluation import ImageEvaluation, SamplesAndLikelihood
-from .image_set import ImageDataset, ImageSet, split
+from .image_set import ImageDataset, ImageSet
+from .source_set import split
 
 Count = Annotated[int, Field(ge=0, strict=True)]  # 1.0 is no count
 Fraction = Annotated[float, Field(ge=0, lt=1)]

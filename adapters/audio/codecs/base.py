@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ...pretrained import Frozen
 from ..wave_codec import check_codes
 from .streaming import Stream
 
-TokenizerType = TypeVar("TokenizerType", bound="AudioTokenizer")
 
-
-class AudioTokenizer(ABC):
+class AudioTokenizer(Frozen, ABC):
     """Waves <-> the codes of a residual quantiser, K for each time step, both by a frozen model.
 
     The model is in evaluation mode, in float32 (half precision changes codes) and without gradients; surrounding
@@ -44,23 +42,9 @@ class AudioTokenizer(ABC):
     vocab_size: int
 
     def __init__(self, model: Any) -> None:
-        self.model = model.float().eval().requires_grad_(False)
+        super().__init__(model)
         self.config = model.config
         self._chain: list[Callable[[], Stream]] | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def to(self: TokenizerType, device: str | torch.device) -> TokenizerType:
-        """Moves the model; returns the tokenizer."""
-        self.model.to(device)
-        return self
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `config.json` and the weights (safetensors) as the model's library does. `folder` should hold nothing
-        else that is called `config.json`."""
-        self.model.save_pretrained(folder)
 
     @torch.no_grad()
     def encode(self, waves: Tensor, codebooks: int | None = None) -> Tensor:

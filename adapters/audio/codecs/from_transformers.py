@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import AudioTokenizer, TokenizerType
+from ...pretrained import FrozenType
+from .base import AudioTokenizer
 from .streaming import ConvStream, LSTMStream, Stream, TransformerStream, measure_field
 
 
@@ -108,7 +109,7 @@ class MimiTokenizer(AudioTokenizer):
         self.codebooks = config.num_quantizers
         self.vocab_size = config.codebook_size
 
-    def to(self: TokenizerType, device: str | torch.device) -> TokenizerType:
+    def to(self: FrozenType, device: str | torch.device) -> FrozenType:
         super().to(device)
         self._forget_tables()  # type: ignore[attr-defined]  # mypy knows the bound of the type only
         return self
