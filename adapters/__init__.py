@@ -7,7 +7,7 @@ from .base import ADAPTERS, Adapter, AdapterOptions, AutoAdapter, load_adapters,
 from .image import ImageAdapter, ImageSource, read_images
 from .label import LabelAdapter
 from .timeseries import Series, SeriesSegment, TimeSeriesAdapter, last_steps, read_series, stack_series
-from .video import VideoAdapter, VideoClip, open_video
+from .video import VideoAdapter, VideoClip, VideoSource, open_video, read_videos
 
 __all__ = [
     "ADAPTERS",
@@ -25,12 +25,14 @@ __all__ = [
     "TimeSeriesAdapter",
     "VideoAdapter",
     "VideoClip",
+    "VideoSource",
     "last_steps",
     "load_adapters",
     "open_video",
     "read_audios",
     "read_images",
     "read_series",
+    "read_videos",
     "register_adapter",
     "stack_series",
 ]

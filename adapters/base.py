@@ -100,10 +100,24 @@ class Adapter(ABC):
         """
         if seconds is not None:
             raise ValueError(
-                f"{self.modality!r} is of the kind {self.kind!r}, which has no length in seconds; leave seconds and "
-                "window out"
+                f"{self.modality!r} is of the kind {self.kind!r}, which has no length in seconds; leave seconds, "
+                "window, overlap and sink out"
             )
         return getattr(self, "grid", None)
+
+    def steps_for(self, seconds: float) -> int:
+        """How many steps of the T axis hold so long a part of what is drawn, rounded up.
+
+        Raises:
+            ValueError: as `grid_for`.
+        """
+        grid = self.grid_for(seconds)
+        assert grid is not None, "what has a length in seconds has a grid"
+        return grid[0]
+
+    def check_windows(self, sink: int) -> None:  # noqa: B027  # not abstract: nothing speaks against it for most
+        """Raises ValueError where what is longer than the model's raw data cannot be drawn window by window, every
+        window beginning with the first `sink` steps of the whole."""
 
     def complete(self, given: Any, mask: Any = None, seconds: float | None = None) -> Segment:
         """A segment to be completed: `observed` marks what is kept of `given`.
@@ -117,7 +131,7 @@ class Adapter(ABC):
             ValueError: this adapter completes nothing, or an argument does not fit.
         """
         raise ValueError(
-            f"{'mask' if given is None else 'given'} is for what can be completed, images or audio say; "
+            f"{'mask' if given is None else 'given'} is for what can be completed, images, video or audio say; "
             f"{self.modality!r} is of the kind {self.kind!r}"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -445,6 +446,51 @@ def test_gradient_checkpointing_changes_nothing(noise: str) -> None:
     assert model.is_gradient_checkpointing and len(gradients[0]) > 10
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("kind", ["next_block", "mask", "gaussian", "context"])
+@pytest.mark.parametrize("element", ["continuous", "discrete"])
+def test_the_first_steps_can_be_spared_by_context_noise(kind: str, element: str) -> None:
+    """In every way in which elements are read: as sources, as clean and as masked copies, as a context."""
+    if (kind, element) == ("gaussian", "discrete"):
+        return
+    grid = (4, 1, 2)
+    own = codes(50, grid, 2, "random") if element == "discrete" else series(3, grid, 2, "random")
+    own |= dict(context_noise=0.9, clean_steps=2) | (diffusion(kind) if kind in ("mask", "gaussian") else {})
+    if kind == "context":
+        del own["head"]
+    model = build({"x": own, "y": series(grid=(1, 1, 1))}).train()
+    whole = torch.randint(0, 50, (300, 8)) if element == "discrete" else torch.randn(300, 8, 3)
+    spared: list[bool] = []
+    disturbed: list[bool] = []
+    embedding = model.embeddings["x"]
+    disturb = embedding._disturbed
+
+    def watched(values: Tensor, index: Tensor, layout: Any) -> Tensor:
+        assert torch.equal(values, whole[:, index])
+        made = disturb(values, index, layout)
+        changed = (made != values).view(*made.shape[:2], -1).any(-1).any(0)
+        spared.extend(changed[index < 4].tolist())
+        disturbed.extend(changed[index >= 4].tolist())
+        return made
+
+    embedding._disturbed = watched
+    model([Segment("x", whole, grid, target=kind != "context"), Segment("y", torch.randn(300, 1, 3), (1, 1, 1))])
+    assert spared and not any(spared)
+    assert disturbed and all(disturbed)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(clean_steps=1), "clean_steps is 1: with context_noise 0 nothing that is read is noisy, so that no steps"),
+        (dict(clean_steps=4, context_noise=0.1), "clean_steps is 4: it must be fewer than the grid's steps, 4"),
+        (dict(clean_steps=-1, context_noise=0.1), "clean_steps is -1: "),
+    ],
+)
+def test_steps_that_cannot_be_spared_are_told(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"modalities.x.{sentence}")):
+        build({"x": codes(grid=(4, 1, 2), **options)})
 
 
 @pytest.mark.parametrize("element", ["continuous", "discrete"])

@@ -325,7 +325,7 @@ def test_position_axes_follow_the_grids(grids: list[list[int]], axes: list[float
         ({"grid": None}, "modalities.series.grid is None: "),
         (
             {"layout": {"order": "spiral"}},
-            "modalities.series.layout.order is 'spiral': known orders are ['coarse_first', 'columns', 'neighbor', ",
+            "modalities.series.layout.order is 'spiral': known orders are ['coarse_first', 'columns', 'first_frame', ",
         ),
         ({"layout": {"block": 0}}, "modalities.series.layout.block is 0: "),
         ({"layout": {"block": "rows"}}, "modalities.series.layout.block is 'rows': "),

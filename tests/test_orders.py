@@ -28,10 +28,10 @@ from tests.helpers import (
     predicting,
     series,
 )
-from unimodal_ar import ORDERS, Layout, Segment
+from unimodal_ar import ORDERS, Layout, Segment, register_order
 
 Grid = tuple[int, int, int]
-NEW = ["neighbor", "coarse_first", "columns", "strided", "strided_4x4"]
+NEW = ["neighbor", "coarse_first", "columns", "first_frame", "strided", "strided_4x4"]
 
 # Order, block and grid. Among them blocks that grow, that shrink, and both.
 LAYOUTS: list[tuple[str, Any, Grid]] = [
@@ -45,6 +45,10 @@ LAYOUTS: list[tuple[str, Any, Grid]] = [
     ("columns", None, (4, 1, 3)),
     ("columns", 1, (3, 1, 3)),
     ("columns", [1, 1, 1, 3, 3], (3, 1, 3)),
+    ("first_frame", None, (3, 2, 2)),
+    ("first_frame", "row", (3, 2, 2)),
+    ("first_frame", {"cell": [2, 1, 2]}, (4, 2, 4)),
+    ("first_frame", "frame", (3, 1, 2)),
     ("strided", None, (1, 4, 4)),
     ("strided", None, (2, 2, 4)),
     ("strided_4x4", None, (1, 4, 8)),
@@ -119,6 +123,47 @@ def test_strided_draws_far_elements_together_after_a_start_one_by_one() -> None:
     assert Layout.from_grid((1, 4, 4), "strided_4x4").is_sequential
 
 
+def test_the_first_frame_is_drawn_bit_by_bit_and_the_others_whole() -> None:
+    """Later elements read their counterpart one frame earlier, not the last element of the first frame."""
+    layout = Layout.from_grid((3, 2, 2), "first_frame")
+    assert layout.index.tolist() == list(range(12))
+    assert layout.block.tolist() == [0, 1, 2, 3, 4, 4, 4, 4, 5, 5, 5, 5]
+    assert layout.source.tolist() == [-1, 0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7]
+    rows = Layout.from_grid((3, 2, 2), "first_frame", "row")
+    assert rows.block.tolist() == [0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
+    assert rows.source.tolist() == [-1, -1, 0, 1, 0, 1, 2, 3, 4, 5, 6, 7]
+    cells = Layout.from_grid((4, 1, 4), "first_frame", (2, 1, 2))
+    assert cells.index.tolist() == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
+    assert cells.block.tolist() == [0] * 4 + [1] * 4 + [2] * 8
+    assert cells.source.tolist() == [-1, -1, -1, -1, 0, 1, 4, 5, 0, 1, 4, 5, 2, 3, 6, 7]
+    assert not any(len(each.unread) for each in (layout, rows, cells))
+    for block in ("frame", "whole"):
+        first, plain = (Layout.from_grid((3, 2, 2), order, block) for order in ("first_frame", "raster"))
+        assert torch.equal(first.source, plain.source) and torch.equal(first.block, plain.block)
+
+
+def test_a_source_that_several_read_at_different_times_does_not_tell_them_apart() -> None:
+    assert Layout.from_grid((2, 1, 3), "first_frame").shares_source
+    assert not Layout.from_grid((1, 1, 3), "first_frame").shares_source
+    model = build({"x": codes(grid=(2, 1, 3), block=None, order="first_frame")})
+    assert model.embeddings["x"].target_position is not None
+    alone = build({"x": codes(grid=(1, 1, 3), block=None, order="first_frame")})
+    assert alone.embeddings["x"].target_position is None
+    with pytest.raises(
+        ValueError, match=r"^grid of 'x' is \(2, 1, 3\), where elements read the same source, unlike on"
+    ):
+        alone.generate([], "x", grid=(2, 1, 3))
+
+
+@pytest.mark.parametrize("block", [1, 4, [1, 1, 4]])
+def test_blocks_whose_sources_are_named_cannot_be_others(block: Any) -> None:
+    sentence = (
+        f"block is {block} with order 'first_frame', which has blocks of its own and says what each reads; it must"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+        Layout.from_grid((2, 1, 3), "first_frame", block)
+
+
 @st.composite
 def grids(draw: st.DrawFn, order: str) -> Grid:
     side = {"strided": 2, "strided_4x4": 4}.get(order, 1)
@@ -183,7 +228,26 @@ def test_unread_is_what_the_next_block_does_not_read(sizes: list[int], order: st
         read = set(layout.source[layout.block == block + 1].tolist())
         expected += [place] if block + 1 < len(sizes) and index not in read else []
     assert layout.unread.tolist() == expected
+    assert layout.to("cpu").unread.tolist() == expected
     assert len(expected) == sum(max(a - b, 0) for a, b in itertools.pairwise(sizes))
+
+
+def test_what_only_a_later_block_reads_is_unread() -> None:
+    """An order may name sources that skip blocks; the block after must see them all the same."""
+    try:
+        register_order("skipping", source=lambda grid: torch.tensor([-1, 0, 0, 1]))(
+            lambda grid, generator: (torch.tensor([0, 1, 2, 3]), torch.arange(4))
+        )
+        assert Layout.from_grid((4, 1, 1), "skipping").unread.tolist() == [1, 2]
+        register_order("leaking", source=lambda grid: torch.tensor([-1, 0, 1, 3]))(ORDERS["skipping"].function)
+        with pytest.raises(AssertionError, match="a source comes earlier"):
+            Layout.from_grid((4, 1, 1), "leaking")
+        model = build({"x": series(grid=(4, 1, 1), block=None, order="skipping")})
+        drawn = model.generate([], "x")
+        assert model([drawn]).element_losses["x"].max() < 1e-8
+    finally:
+        for name in ("skipping", "leaking"):
+            ORDERS.pop(name, None)
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
@@ -237,7 +301,13 @@ def test_a_given_start_is_committed_as_it_would_have_been_drawn(order: str, bloc
 @pytest.mark.parametrize("target", [True, False])
 @pytest.mark.parametrize(
     ("order", "grid"),
-    [("neighbor", (1, 2, 2)), ("coarse_first", (2, 1, 3)), ("columns", (2, 1, 3)), ("strided", (1, 2, 4))],
+    [
+        ("neighbor", (1, 2, 2)),
+        ("coarse_first", (2, 1, 3)),
+        ("columns", (2, 1, 3)),
+        ("first_frame", (2, 1, 3)),
+        ("strided", (1, 2, 4)),
+    ],
 )
 def test_what_follows_sees_every_element(order: str, grid: Grid, target: bool) -> None:
     model = build({"x": series(grid=grid, block=None, order=order), "y": series(grid=(2, 1, 1))})
@@ -295,6 +365,9 @@ JOINTS: list[tuple[str, Any, Grid, int]] = [
     ("strided", None, (1, 2, 4), 2),
     ("coarse_first", None, (2, 1, 3), 2),
     ("columns", None, (2, 1, 2), 3),
+    ("first_frame", None, (2, 1, 2), 3),
+    ("first_frame", "row", (2, 2, 2), 2),
+    ("first_frame", {"cell": [1, 1, 2]}, (2, 1, 4), 2),
     ("raster", [3, 1, 2], (1, 2, 3), 2),
 ]
 

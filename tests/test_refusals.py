@@ -92,7 +92,7 @@ def test_positions_are_told_apart_on_grids_other_than_the_configured_one() -> No
     """(1, 2, 2) strided shares no source, (1, 4, 4) does, and no target position was built."""
     model = build({"x": codes(3, GRID, block=None, order="strided")})
     segment = Segment("x", torch.zeros(1, 16, dtype=torch.long), (1, 4, 4))
-    with pytest.raises(ValueError, match=r"grid of 'x' is \(1, 4, 4\), where elements of a block read the same source"):
+    with pytest.raises(ValueError, match=r"grid of 'x' is \(1, 4, 4\), where elements read the same source"):
         model([segment])
 
 

@@ -34,6 +34,7 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "token": (codes(V, (4, 1, 2)), "native"),
     "token, additive positions": (codes(V, (4, 1, 2)), "gpt2"),
     "frame": (codes(V, (4, 1, 2), "frame"), "native"),
+    "first frame": (codes(V, (4, 1, 2), None, "first_frame"), "native"),
     "patch": (series(3, (4, 1, 2), head={"kind": "mixture"}), "native"),
     "random": (codes(V, (4, 1, 2), 1, "random"), "native"),
     "mask": (codes(V, (4, 1, 2), 2, **diffusion("mask")), "native"),
@@ -175,7 +176,7 @@ def test_the_law_of_longer_windows_and_of_a_sink() -> None:
 # --- memory and streams -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["token", "frame", "mask", "gaussian"])
+@pytest.mark.parametrize("name", ["token", "frame", "first frame", "mask", "gaussian"])
 def test_memory_stays_that_of_a_window(name: str) -> None:
     model = toy(name)
     with backbone_inputs(model) as inputs:
@@ -295,7 +296,7 @@ def test_parts_of_an_element_may_be_known() -> None:
         (dict(window=4, sink=1.5), "sink is 1.5; it must be an integer >= 0, in steps"),
         (
             dict(window=4, overlap=3, sink=1),
-            "window is 4, overlap 3 and sink 1; a window must be longer than overlap and sink together, or nothing new",
+            "window is 4 steps, overlap 3 and sink 1; a window must be longer than overlap and sink together, or",
         ),
         (dict(overlap=2), "overlap is 2 without a window; it says what windows have in common"),
         (dict(sink=1), "sink is 1 without a window; it says what windows have in common"),

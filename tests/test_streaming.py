@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from unimodal_ar.noise import SampleNoise
 from unimodal_ar.pipelines import Generator
 
 from .helpers import build, codes, diffusion, label
+from .test_audio_adapter import make
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -84,10 +85,13 @@ def tunes(block: int = 1, **context: Any) -> Generator:
     return Generator(build({"label": label(3, **context), "tune": modality}, spread=0.2), [LabelAdapter(3), Tune()])
 
 
-def rolled(source: Generator, n: int, steps: int, window: int, given: Segment | None = None) -> Tensor:
+def rolled(
+    source: Generator, n: int, steps: int, window: int | None, given: Segment | None = None, **more: Any
+) -> Tensor:
     context = [Segment("label", torch.ones(n, 1, dtype=torch.long), (1, 1, 1), target=False)]
+    noise = SampleNoise(0, torch.arange(n))
     return source.model.generate(
-        context, "tune", grid=(steps, 1, 1), given=given, window=window, generator=SampleNoise(0, torch.arange(n))
+        context, "tune", grid=(steps, 1, 1), given=given, window=window, generator=noise, **more
     ).values
 
 
@@ -109,12 +113,60 @@ def test_lengths_are_in_seconds(arguments: dict[str, Any], steps: int, window: i
     source = tunes()
     samples = source.generate(3, label=1, **arguments)
     assert samples.segment.grid == (steps, 1, 1)
-    assert torch.equal(samples.segment.values, rolled(source, 3, steps, window))  # type: ignore[arg-type]
-    whole = rolled(source, 3, steps, None)  # type: ignore[arg-type]
+    assert torch.equal(samples.segment.values, rolled(source, 3, steps, window))
+    whole = rolled(source, 3, steps, None)
     assert torch.equal(samples.segment.values, whole) == (window is None)
     assert samples.raw == samples.segment.values.tolist()
     split = source.generate(3, label=1, batch_size=2, **arguments).segment.values
     assert torch.equal(split, samples.segment.values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overlap", "sink"),
+    [
+        (dict(overlap=0.25), 1, 0),
+        (dict(overlap=0), 0, 0),
+        (dict(sink=0.5), 4, 2),
+        (dict(sink=0, overlap=1.5), 6, 0),
+        (dict(sink=0.25, overlap=0.5), 2, 1),
+    ],
+)
+def test_what_windows_share_is_in_seconds(arguments: dict[str, Any], overlap: int, sink: int) -> None:
+    source = tunes()
+    drawn = source.generate(3, label=1, seconds=5, **arguments).segment.values
+    assert torch.equal(drawn, rolled(source, 3, 20, 8, overlap=overlap, sink=sink))
+    assert not torch.equal(drawn, rolled(source, 3, 20, 8))
+    *_, last = source.stream(1, label=1, seconds=5, **arguments)
+    assert last[0] == drawn[0, -len(last[0]) :].tolist()
+    short = source.generate(3, label=1, **arguments).segment.values  # one window holds it all
+    assert torch.equal(short, rolled(source, 3, 8, None))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (dict(overlap=101), "overlap cannot be 101: seconds is 101; nobody listens so long"),
+        (dict(sink=101), "sink cannot be 101: seconds is 101; nobody listens so long"),
+        (dict(overlap=1, sink=1), "window is 8 steps, overlap 4 and sink 4; a window must be longer than overlap and"),
+    ],
+)
+def test_windows_that_share_too_much_are_told(arguments: dict[str, Any], sentence: str) -> None:
+    for draw in (tunes().generate, tunes().stream):
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            draw(1, label=1, seconds=5, **arguments)
+
+
+def test_an_adapter_may_ask_for_a_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_windows(self: Any, sink: int) -> None:
+        if sink < 2:
+            raise ValueError(f"sink is {sink} steps; these tunes are lost without their first two")
+
+    monkeypatch.setattr(Tune, "check_windows", check_windows)
+    for arguments in (dict(seconds=5), dict(seconds=5, sink=0.25)):
+        with pytest.raises(ValueError, match=r"^sink is [01] steps; these tunes are lost"):
+            tunes().generate(1, label=1, **arguments)
+    assert len(tunes().generate(1, label=1, seconds=5, sink=0.5).raw[0]) == 20
+    assert len(tunes().generate(1, label=1, seconds=2).raw[0]) == 8  # a single window
 
 
 def test_a_prompt_goes_on() -> None:
@@ -194,27 +246,37 @@ def test_a_window_carries_something_over() -> None:
         tunes().generate(1, label=1, seconds=5, window=0.25)
 
 
-def test_delayed_rows_have_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delayed_rows_have_one_window() -> None:
     """The rows of a delay (pattern "delay") are at each window's end those of a clip's end."""
-    monkeypatch.setattr(
-        Tune, "grid_for", lambda _, s: (STEPS + 2 if s is None else math.ceil(s * PER_SECOND) + 2, 1, 1)
+    adapter = make("codec delay", 0.01)
+    kind = {"element": adapter.element, "grid": adapter.grid, "layout": {"order": "raster", "block": 1}}
+    source = Generator(build({"audio": kind | {"head": {"kind": "categorical"}}}), [adapter])
+    assert source.generate(1, seconds=0.01).segment.grid == adapter.grid == (12, 1, 1)
+    assert source.generate(1, seconds=0.015, window=0.015).segment.grid == (17, 1, 1)
+    told = (
+        "'audio' cannot be drawn window by window: a step of it takes 3 rows (a delay), so that the model ends each "
+        "window as if it were the clip's end; make seconds or window such that a single window holds all"
     )
-    assert tunes().generate(1, label=1, seconds=2).segment.grid == (10, 1, 1)
-    for draw in (tunes().generate, tunes().stream):
-        with pytest.raises(ValueError, match=r"^'tune' cannot be drawn window by window: a step of it takes 3 rows"):
-            draw(1, label=1, seconds=3)
+    for draw in (source.generate, source.stream):
+        for sink in (None, 0.002):
+            with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+                draw(1, seconds=0.015, sink=sink)
 
 
 def test_what_has_no_length_is_told() -> None:
     adapter = ImageAdapter(4, channels=1, elements={"kind": "levels", "levels": 3})
     source = Generator(build({"image": codes(3, adapter.grid)}), [adapter])
-    told = "'image' is of the kind 'image', which has no length in seconds; leave seconds and window out"
+    told = "'image' is of the kind 'image', which has no length in seconds; leave seconds, window, overlap and sink out"
     pixels, mask = torch.zeros(4, 4, dtype=torch.uint8), np.ones((4, 4), dtype=bool)
     for arguments in (dict(seconds=2.0), dict(seconds=2.0, given=pixels, mask=mask)):
         with pytest.raises(ValueError, match=f"^{told}$"):
             source.generate(1, **arguments)
     with pytest.raises(ValueError, match=f"^window cannot be 2.0: {told}$"):
         source.generate(1, window=2.0)
+    with pytest.raises(ValueError, match=f"^overlap cannot be 2.0: {told}$"):
+        source.generate(1, overlap=2.0)
+    with pytest.raises(ValueError, match=f"^sink cannot be 2.0: {told}$"):
+        source.generate(1, sink=2.0)
     with pytest.raises(ValueError, match=r"^seconds is 101; nobody listens so long$"):
         tunes().generate(1, label=1, seconds=101)
     with pytest.raises(ValueError, match=r"^batch_size is 3; stream draws its samples together$"):
@@ -222,7 +284,8 @@ def test_what_has_no_length_is_told() -> None:
     first, second = LabelAdapter(3, modality="first"), LabelAdapter(3)
     net = build({"label": label(3), "first": codes(3, (1, 1, 1))})
     with pytest.raises(
-        ValueError, match=r"^given is for what can be completed, images or audio say; 'first' is of the kind 'label'$"
+        ValueError,
+        match=r"^given is for what can be completed, images, video or audio say; 'first' is of the kind 'label'$",
     ):
         Generator(net, [second, first]).generate(1, label=1, given=0)
 
@@ -254,6 +317,11 @@ def test_lengths_windows_and_prompts_are_options(folder: Path, capsys: pytest.Ca
     source = tunes()
     assert sample("--out", "a.tune", "--n", "2", "--seconds", "5", "--window", "1") == 0
     assert notes("a.tune") == source.generate(2, label=1, seconds=5, window=1).raw
+    shared = ["--overlap", "0", "--sink", "0.5"]
+    assert sample("--out", "c.tune", "--n", "2", "--seconds", "5", *shared) == 0
+    assert notes("c.tune") == source.generate(2, label=1, seconds=5, overlap=0, sink=0.5).raw != notes("a.tune")
+    capsys.readouterr()
+    assert sample("--out", "a.tune", "--n", "2", "--seconds", "5", "--window", "1") == 0
     assert capsys.readouterr().out == "Wrote 2 samples to a.tune, and a picture to a.png\n"
     assert np.array(Image.open("a.png")).tolist() == [[7] * 3] * 2
     Path("prompt.tune").write_text("3 3 1")
@@ -301,6 +369,10 @@ def test_a_stream_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["--seconds", "0"], "--seconds is 0.0; it must be a number > 0"),
         (["--window", "nan"], "--window is nan; it must be a number > 0"),
         (["--window", "inf"], "--window is inf; it must be a number > 0"),
+        (["--overlap", "-1"], "--overlap is -1.0; it must be a number >= 0"),
+        (["--sink", "nan"], "--sink is nan; it must be a number >= 0"),
+        (["--sink", "101"], "--sink cannot be 101.0: seconds is 101.0; nobody listens so long"),
+        (["--seconds", "5", "--sink", "1"], "--window is 8 steps, overlap 4 and sink 4; a window must be longer than"),
         (["--stream", "--n", "2"], "--n is 2 with --stream, which draws 1 sample"),
         (["--stream", "--batch-size", "2"], "--batch-size is 2 with --stream, which draws 1 sample"),
         (["--out", "a.png"], "--out is 'a.png'; it must end in .notes or .tune"),

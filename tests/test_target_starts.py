@@ -98,6 +98,23 @@ def test_a_block_sees_all_blocks_before_it_and_no_others(block: Any, start: str)
         assert seen == set(layout.index[layout.block < b].tolist())
 
 
+@pytest.mark.parametrize("block", [None, "row", {"cell": [1, 1, 2]}], ids=str)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_first_frame_that_comes_bit_by_bit_needs_them_for_its_first_block_only(backbone: str, block: Any) -> None:
+    """The hybrid of NBP: later frames read their counterparts."""
+    grid = (3, 2, 2)
+    x = series(grid=grid, block=block, order="first_frame", target_positions="starts")
+    model = build({"label": label(), "x": x}, backbone)
+    layout, context = model.layout("x", grid), labels(0, 3)
+    read, known = model.embeddings["x"].inputs(torch.randn(1, 12, 3), layout)
+    assert known[0].tolist() == [False] * layout.block_sizes[0] + [True] * (12 - layout.block_sizes[0])
+    assert len(read[0, : layout.block_sizes[0]].unique(dim=0)) == layout.block_sizes[0]
+    with hidden_states(model) as states:
+        drawn = model.generate([context], "x")
+    assert len(states) == layout.num_blocks == (6 if block is None else 4)
+    torch.testing.assert_close(torch.cat(states, 1), full_hidden(model, [context, drawn]), atol=1e-5, rtol=1e-5)
+
+
 @every_layout
 def test_samples_follow_the_normalised_joint(block: Any) -> None:
     every = all_sequences(2, N)

@@ -463,7 +463,7 @@ def test_unknown_keys_of_the_model(level: list[str], expected: str, tmp_path: Pa
             {"adapters": {"series": {"kind": "timeseries", "patch": 4, "modality": "x"}}},
             "adapters.series.modality is 'x'; it must be its key, 'series'",
         ),
-        ({"data": {"kind": "tables"}}, "data.kind is 'tables'; known kinds are ['audio', 'images', 'series']"),
+        ({"data": {"kind": "tables"}}, "data.kind is 'tables'; known kinds are ['audio', 'images', 'series', 'video']"),
         ({"data": {"kind": "series", "horizon": 8}}, "give exactly one of path and dataset"),
         (
             {"data": {"kind": "series", "horizon": 8, "dataset": "towns"}},
@@ -726,7 +726,11 @@ def _toy_codec(document: dict[str, Any], folder: Path) -> None:
         elements["path"] = str(folder / "codec")
 
 
-_TOYS = {"series": _toy_series, "images": _toy_images, "audio": _toy_audio}
+def _toy_video(document: dict[str, Any], folder: Path) -> None:
+    document["data"]["dataset"]["clips"] = 40
+
+
+_TOYS = {"series": _toy_series, "images": _toy_images, "audio": _toy_audio, "video": _toy_video}
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

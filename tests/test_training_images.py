@@ -626,7 +626,9 @@ def test_recipes_that_do_not_hold_together(changes: dict[str, Any], expected: st
 
 
 def test_a_recipe_without_data_of_a_known_kind_says_nothing_of_its_evaluation(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^data.kind is 'sounds'; known kinds are \['audio', 'images', 'series'\]$"):
+    with pytest.raises(
+        ValueError, match=r"^data.kind is 'sounds'; known kinds are \['audio', 'images', 'series', 'video'\]$"
+    ):
         Resolved(_changed(_document(tmp_path), {"data.kind": "sounds"}))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unimodal_ar.adapters import AutoAdapter, ImageAdapter, VideoAdapter, VideoClip, open_video
 from unimodal_ar.adapters.tokenizers import ImageTokenizer
+from unimodal_ar.adapters.video import sample_clip, window_starts
 from unimodal_ar.adapters.video.writing import VideoWriter, film_strip, save_video
 from unimodal_ar.segment import Segment
 
@@ -142,7 +143,7 @@ def test_a_tokenizer_is_stored_with_the_adapter(tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_read_in_a_fresh_process(tmp_path: Path) -> None:
-    adapter = VideoAdapter([8, 16], 4, 12.5, 1, patches(2, 4, 4), "film")
+    adapter = VideoAdapter([8, 16], 4, 12.5, 1, patches(2, 4, 4), modality="film")
     adapter.save_pretrained(tmp_path)
     code = (
         "import sys, json; from unimodal_ar.adapters import AutoAdapter;"
@@ -195,6 +196,53 @@ def test_clips_are_brought_to_the_rate() -> None:
     assert torch.equal(adapter.pixels(VideoClip(frames, 10.0), start=0.3)[0], frames[3:7])
     with pytest.raises(ValueError, match=r"clip 0 is too short: from 0 s on it has 3 frames, and must have 4"):
         adapter.pixels(VideoClip(frames[:6], 20.0))
+
+
+def test_every_so_many_frames_are_taken(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    frames = random_frames(20, 4, 4, 3)
+    adapter = VideoAdapter(4, 4, elements=patches(1, 2, 2), stride=3)
+    assert (adapter.stride, adapter.rate(24.0), adapter.rate(None)) == (3, 8.0, None)
+    assert torch.equal(adapter.pixels(VideoClip(frames, 24.0))[0], frames[:12:3])
+    assert torch.equal(adapter.pixels(VideoClip(frames, 24.0), start=0.25)[0], frames[6:18:3])
+    assert torch.equal(adapter.frames_of(VideoClip(frames, 24.0)), frames[::3])
+    # What tells no rate has the adapter's: what is decoded is saved as it is.
+    assert torch.equal(adapter.pixels(frames)[0], frames[:4])
+    assert torch.equal(adapter.frames_of(VideoClip(frames)), frames)
+    assert len(adapter.complete(VideoClip(frames[:4], 24.0)).values[0]) == 16
+    with pytest.raises(ValueError, match=r"clip 0 is too short: from 0 s on it has 3 frames, and must have 4"):
+        adapter.pixels(VideoClip(frames[:9], 24.0))
+    fixed = VideoAdapter(4, 4, 12.0, elements=patches(1, 2, 2))
+    assert fixed.rate(24.0) == fixed.rate(None) == 12.0
+
+    path = tmp_path / "clip.mp4"
+    save_video([moving(12)], path, 25.0)
+    wide = VideoAdapter((32, 48), 4, elements=patches(1, 8, 8), stride=3)
+    every = VideoAdapter((32, 48), 4, elements=patches(1, 8, 8)).frames_of(path)
+    assert len(every) == 12
+    assert torch.equal(wide.frames_of(path), every[::3])
+    assert torch.equal(wide.pixels(path)[0], every[::3])
+    with open_video(path) as video:
+        assert torch.equal(sample_clip(video, 3, start=0.08, stride=3).frames, every[2:11:3])
+        assert sample_clip(video, 2, stride=3).fps == pytest.approx(25 / 3)
+        assert window_starts(video, 2, stride=3) == pytest.approx([0, 6 / 25])
+        with pytest.raises(ValueError, match=r"clip.mp4: stride is 2 and fps 5.0; stride must be at least 1, and 1 wh"):
+            sample_clip(video, 2, 5.0, stride=2)
+    wide.save_pretrained(tmp_path)
+    again = AutoAdapter.from_pretrained(tmp_path)
+    assert isinstance(again, VideoAdapter) and again.stride == 3
+
+
+def test_all_frames_of_a_clip() -> None:
+    adapter = VideoAdapter((4, 8), 2, 10.0, elements=patches(2, 2, 2))
+    frames = random_frames(9, 4, 8, 3)
+    assert torch.equal(adapter.frames_of(VideoClip(frames, 20.0)), frames[::2])
+    assert torch.equal(adapter.frames_of(frames), frames)
+    assert [adapter.whole(count) for count in (0, 1, 2, 9)] == [0, 0, 2, 8]
+    assert not adapter.joins_frames
+    assert adapter.frames_of(random_frames(3, 8, 20, 1)).shape == (3, 4, 8, 3)
+    with pytest.raises(ValueError, match=r"^the third has frames that are torch.uint8 \[2, 4, 8, 4\]"):
+        adapter.frames_of(random_frames(2, 4, 8, 4), "the third")
 
 
 def test_files_are_read(tmp_path: Path) -> None:
@@ -415,6 +463,8 @@ def test_the_picture_is_a_film_strip() -> None:
         (dict(tokenizer=Halves(True), elements={"kind": "tokenizer", "patch": 2}), "patch is 2 with a tokenizer of c"),
         (dict(tokenizer=Halves(True), channels=1), "channels is 1; the tokenizer's images have 3"),
         (dict(fps=0), "fps"),
+        (dict(stride=0), "stride"),
+        (dict(fps=5, stride=2), "stride is 2 and fps 5.0; frames are skipped where fps is None only"),
         (dict(channels=2), "channels"),
         (dict(elements={"kind": "palette"}), "palette"),
     ],

@@ -78,7 +78,7 @@ class Embedding(nn.Module):
         nothing = options.start == "learned" if objective is None else objective.holds_nothing(options.start)
         self.start = nn.Parameter(torch.empty(hidden_size)) if nothing else None
         self.level = LevelEmbedding(hidden_size) if objective is not None and objective.has_levels else None
-        self.context_noise = options.context_noise
+        self.context_noise, self.clean_steps = options.context_noise, options.clean_steps
         self.null = nn.Parameter(torch.empty(hidden_size)) if options.null_probability > 0 else None
         self.covariates = nn.Linear(options.covariates, hidden_size) if options.covariates else None
         self.absolute_position = PositionTable(hidden_size, options.grid) if options.absolute_positions else None
@@ -107,7 +107,7 @@ class Embedding(nn.Module):
         index = places.clamp(min=0)
         seen = observed[:, index]
         known = (seen if seen.dim() == 2 else seen.any(-1)) & (places >= 0)
-        values = self._disturbed(values[:, index])
+        values = self._disturbed(values[:, index], index, layout)
         embeds = self._placed(self._embed(values, seen), index, observed, layout)
         start = self.start if start is None else start
         nothing = embeds.new_zeros(()) if start is None else start.to(embeds.dtype)
@@ -127,13 +127,14 @@ class Embedding(nn.Module):
         coords = _after_padding(layout.coords_of(index), observed, layout)
         return embeds + self.absolute_position(coords).to(embeds.dtype)
 
-    def _disturbed(self, values: Tensor) -> Tensor:
-        """Values [B, n, ...] as they are read in training: up to `context_noise` of each is noise, a share that is
-        drawn anew for every example."""
+    def _disturbed(self, values: Tensor, index: Tensor, layout: Layout) -> Tensor:
+        """Values [B, n, ...] of raster indices `index` as they are read in training: up to `context_noise` of each is
+        noise, a share that is drawn anew for every example, but for the first `clean_steps`."""
         if not (self.training and self.context_noise):
             return values
         share = self.context_noise * torch.rand(len(values), *[1] * (values.dim() - 1), device=values.device)
-        return self.disturb(values, share)
+        spared = layout.coords_of(index)[:, 0] < self.clean_steps
+        return self.disturb(values, share * ~spared.view(-1, *[1] * (values.dim() - 2)))
 
     def disturb(self, values: Tensor, share: Tensor) -> Tensor:
         """Values of which a `share` is noise."""
@@ -227,7 +228,7 @@ class Embedding(nn.Module):
         seen = observed[:, index]
         if masked is not None:  # of what is hidden nothing is read: it may be anything
             seen = seen & ~(masked if seen.dim() == 2 else masked[..., None])
-            values = self._disturbed(values)
+            values = self._disturbed(values, index, layout)
         embeds = self._embed(values, seen)
         if masked is not None:
             assert self.start is not None, "objectives that mask hold nothing at some places"

@@ -22,22 +22,25 @@ Block = int | str | tuple[int, ...] | list[int] | Mapping[str, Any] | None
 @dataclass(frozen=True)
 class Order:
     """A named order: `function(grid, generator)` gives a permutation of the raster indices, and the order's own
-    blocks (non-decreasing from 0) or None for blocks of one. `random`: every call may give another permutation."""
+    blocks (non-decreasing from 0) or None for blocks of one. `random`: every call may give another permutation.
+    `source(grid)`: for each raster index that of what is read there, of an earlier block, or -1; None: what is of equal
+    rank one block earlier. Where cells are put in order, both speak of the grid of cells."""
 
     function: Callable[[Grid, torch.Generator | None], tuple[Tensor, Tensor | None]]
     random: bool = False
+    source: Callable[[Grid], Tensor] | None = None
 
 
 ORDERS: dict[str, Order] = {}
 
 
-def register_order(name: str, random: bool = False) -> Callable:
+def register_order(name: str, random: bool = False, source: Callable[[Grid], Tensor] | None = None) -> Callable:
     """Decorator that adds an order to `ORDERS`; a name that is taken raises ValueError."""
 
     def register(function: Callable) -> Callable:
         if name in ORDERS:
             raise ValueError(f"order {name!r} is already registered; taken names are {sorted(ORDERS)}")
-        ORDERS[name] = Order(function, random)
+        ORDERS[name] = Order(function, random, source)
         return function
 
     return register
@@ -81,6 +84,22 @@ def _columns(grid: Grid, generator: torch.Generator | None) -> tuple[Tensor, Ten
     return columns.flatten(), torch.arange(grid[2]).repeat_interleave(columns.shape[1])
 
 
+def _one_frame_earlier(grid: Grid) -> Tensor:
+    """In the first frame what is one before, later what is at the same place one frame earlier."""
+    frame = grid[1] * grid[2]
+    places = torch.arange(_count(grid))
+    return torch.where(places < frame, places - 1, places - frame)
+
+
+@register_order("first_frame", source=_one_frame_earlier)
+def _first_frame(grid: Grid, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """The first frame element by element (row by row with block "row", cell by cell), each reading the one before, then
+    frame after frame as a whole, each element reading its counterpart one frame earlier (the hybrid of NBP,
+    arXiv 2502.07737)."""
+    index, frame = torch.arange(_count(grid)), grid[1] * grid[2]
+    return index, torch.where(index < frame, index, frame - 1 + index // frame)
+
+
 def _strided(grid: Grid, generator: torch.Generator | None, regions: int) -> tuple[Tensor, Tensor]:
     """Each frame is cut into regions x regions parts. Their first elements come one by one, then the elements at the
     second place of every region together, and so on in raster order: what is drawn together is far apart (PAR,
@@ -108,7 +127,8 @@ class Layout:
         index: [N] long, raster index of each element.
         block: [N] long, number of its block, non-decreasing from 0.
         source: [N] long, raster index of the element whose value is read when this one is predicted under next-block,
-            or -1 for the start. Default: the element of equal rank one block earlier, ranks clipped to that block.
+            or -1 for the start. Where the order names no other: the element of equal rank one block earlier, ranks
+            clipped to that block.
         coords: [N, 3] long, (t, h, w) of each element.
     """
 
@@ -139,8 +159,9 @@ class Layout:
             known: [N] bool in raster order, for random orders: these elements come first, in blocks of their own.
 
         Raises:
-            ValueError: an empty grid, an unknown order, sizes that do not add up, a cell that does not divide the grid,
-                `known` with an order that is not random or with a part of a cell.
+            ValueError: an empty grid, an unknown order, sizes that do not add up or come with an order that has sources
+                of its own, a cell that does not divide the grid, `known` with an order that is not random or with a
+                part of a cell.
         """
         grid = check_grid(grid)
         if not isinstance(order, str) or order not in ORDERS:
@@ -158,13 +179,21 @@ class Layout:
             first = 0
             if known is not None:
                 permutation, first = _known_first(permutation, known.cpu(), order, grid, cell)
-            index = cells(grid, cell)[permutation].flatten()
+            members = cells(grid, cell)
+            index = members[permutation].flatten()
             sizes = _sizes(block, len(index), first % len(index))
             if sizes is None:
                 numbers = own_blocks.repeat_interleave(_count(cell))
             else:
                 numbers = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-            return Layout(grid, index, numbers, _equal_rank_source(index, numbers), _unravel(index, grid))
+            if ORDERS[order].source is None:
+                source = _equal_rank(index, numbers)
+            else:
+                source = _own_source(order, block, units, members)[index]
+                assert (source < 0).logical_or(numbers[index.argsort()][source] < numbers).all(), (
+                    "a source comes earlier"
+                )
+            return Layout(grid, index, numbers, source, _unravel(index, grid))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -188,9 +217,8 @@ class Layout:
 
     @cached_property
     def shares_source(self) -> bool:
-        """Whether two elements of one block read the same source, so that the source does not tell them apart."""
-        pairs = torch.stack([self.block, self.source], 1)
-        return len(torch.unique(pairs, dim=0)) < len(self)
+        """Whether two elements read the same source, so that the source does not tell them apart."""
+        return len(torch.unique(self.source)) < len(self)
 
     @cached_property
     def rank(self) -> Tensor:
@@ -207,9 +235,11 @@ class Layout:
     @cached_property
     def unread(self) -> Tensor:
         """[E] long: places in generation order whose element is the source of none in the block after its own."""
-        read = torch.zeros(len(self) + 1, dtype=torch.bool, device=self.source.device)
-        read[self.source] = True  # -1, the start, is the one at the end
-        return (~read[self.index] & (self.block < self.num_blocks - 1)).nonzero().flatten()
+        read = torch.zeros_like(self.block, dtype=torch.bool)
+        known = self.source >= 0
+        places = self.index.argsort()[self.source[known]]
+        read[places[self.block[places] + 1 == self.block[known]]] = True
+        return (~read & (self.block < self.num_blocks - 1)).nonzero().flatten()
 
     @cached_property
     def _shown(self) -> list[int]:
@@ -333,7 +363,20 @@ def cells(grid: Grid, cell: Grid) -> Tensor:
     return raster.permute(0, 2, 4, 1, 3, 5).reshape(-1, _count(cell))
 
 
-def _equal_rank_source(index: Tensor, block: Tensor) -> Tensor:
+def _own_source(order: str, block: Block, units: Grid, members: Tensor) -> Tensor:
+    """The sources that an order names, in raster order, of cells [U, n]: of equal rank in the cell that is read."""
+    if isinstance(block, (int, list)):
+        raise ValueError(
+            f"block is {block} with order {order!r}, which has blocks of its own and says what each reads; it must be "
+            "None, a name or a cell"
+        )
+    read = ORDERS[order].source(units)[:, None]  # type: ignore[misc]
+    source = torch.empty(members.numel(), dtype=torch.long)
+    source[members] = torch.where(read < 0, -1, members[read.flatten()])
+    return source
+
+
+def _equal_rank(index: Tensor, block: Tensor) -> Tensor:
     sizes = torch.bincount(block)
     starts = sizes.cumsum(0) - sizes
     rank = torch.arange(len(index)) - starts[block]

@@ -6,7 +6,15 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from torch import nn
 
 from .heads import HEADS, Head
@@ -70,6 +78,8 @@ class ModalityOptions(Strict):
             [0, context_noise] of every vector, and as often a wrong code (under mask noise what is not masked, too). A
             model that has seen such pasts goes on
             calmly from its own samples (CAM, arXiv 2411.18447; xAR, arXiv 2502.20388). 0: none.
+        clean_steps: so many first steps of the T axis are spared by context_noise, as is a first frame that stays in
+            sight, an anchor (ART-V, arXiv 2311.18834).
     """
 
     element: Element
@@ -85,6 +95,7 @@ class ModalityOptions(Strict):
     null_probability: float = Field(0.0, ge=0, lt=1)
     conditioning: bool = False
     context_noise: float = Field(0.0, ge=0, lt=1)
+    clean_steps: NonNegativeInt = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -105,6 +116,16 @@ class ModalityOptions(Strict):
             data["objective"] = {"kind": "next_block"}
         return {key: value for key, value in data.items() if not (key == "layout" and value is None)}
 
+    @field_validator("clean_steps")
+    @classmethod
+    def _spared(cls, clean_steps: int, info: ValidationInfo) -> int:
+        grid, noise = info.data.get("grid"), info.data.get("context_noise")  # None: wrong themselves
+        if clean_steps and noise == 0:
+            raise ValueError("with context_noise 0 nothing that is read is noisy, so that no steps can be spared")
+        if clean_steps and grid and clean_steps >= grid[0]:
+            raise ValueError(f"it must be fewer than the grid's steps, {grid[0]}")
+        return clean_steps
+
     @cached_property
     def built_objective(self) -> Objective | None:
         """The objective that the options describe."""
@@ -115,7 +136,7 @@ class ModalityOptions(Strict):
 
     @property
     def has_shared_sources(self) -> bool:
-        """Whether an element cannot be told from what is read to predict it (so that its position must be given)."""
+        """Whether what is read does not tell which element is predicted (so that its position must be given)."""
         if self.built_objective is None or not self.built_objective.reads_sources:
             return False
         order = ORDERS[self.layout.order]

@@ -280,7 +280,7 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
         reads_sources = options.head is not None and self.objectives[name].reads_sources
         if reads_sources and embedding.target_position is None and self.layout(name, segment.grid).shares_source:
             raise ValueError(
-                f"grid of {name!r} is {segment.grid}, where elements of a block read the same source, unlike on "
+                f"grid of {name!r} is {segment.grid}, where elements read the same source, unlike on "
                 f"{options.grid}; to tell them apart the modality needs target_positions"
             )
         if options.is_bound_to_grid and any(a > b for a, b in zip(segment.grid, options.grid, strict=True)):

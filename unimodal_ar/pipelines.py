@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-MOMENT = 1e-6  # seconds, rounded up to a single step of anything
-
-
 @dataclass(frozen=True, eq=False)
 class Samples:
     """What was drawn.
@@ -45,12 +42,12 @@ class Samples:
     adapter: Adapter
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the samples into one file: a PNG of images, of which several are tiled in a grid, row by row; a .wav
-        or .flac of clips, one after the other."""
+        """Writes the samples into one file: a PNG of images, of which several are tiled in a grid, row by row; an .mp4
+        or .gif of videos, tiled likewise; a .wav or .flac of audio, clip after clip."""
         self.adapter.save(self.raw, path)
 
     def picture(self) -> Image.Image | None:
-        """The samples to be looked at, where `save` writes something else (spectrograms of clips)."""
+        """The samples to be looked at, where `save` writes something else (spectrograms, film strips)."""
         return self.adapter.picture(self.raw)
 
 
@@ -129,6 +126,8 @@ class Generator:
         mask: Any = None,
         seconds: float | None = None,
         window: float | None = None,
+        overlap: float | None = None,
+        sink: float | None = None,
         batch_size: int = 64,
         **context: Any,
     ) -> Samples:
@@ -148,8 +147,11 @@ class Generator:
                 Under block diffusion anything can be kept, and under a random order; under next-block with another
                 order, whole leading blocks.
             seconds: of what has a length, how long the samples are; None: as long as the adapter's.
-            window: in seconds; longer samples are drawn window by window, each given the second half of the one before.
-                None: as long as the adapter's, which is what the model was trained on.
+            window: in seconds; longer samples are drawn window by window, each given the end of the one before. None:
+                as long as the adapter's, which is what the model was trained on.
+            overlap: how many seconds are carried over, rounded up to whole steps; None: half a window.
+            sink: how many first seconds of the whole, rounded up likewise, every window begins with besides (the first
+                frame of a video, which is what the others are like); None: none.
             batch_size: samples at a time.
             context: by modality, one raw value for all samples, or a list of m, of which each is used for n / m
                 samples, side by side: `label=[0, 1, 2], n=6` draws 0, 0, 1, 1, 2, 2. Every modality that came before
@@ -226,7 +228,7 @@ class Generator:
             known = _spread(known if mask is not None else self._begun(known), n)
         grid = adapter.grid_for(seconds) if known is None else known.grid
         sampling = {name: arguments[name] for name in _SAMPLING}
-        sampling["window"] = _window(adapter, grid, arguments["window"])
+        sampling |= _windows(adapter, grid, *(arguments[name] for name in ("window", "overlap", "sink")))
         return _Request(n, target, adapter, grid, segments, known, sampling, arguments["seed"], self.model.device)
 
     def _begun(self, prompt: Segment) -> Segment:
@@ -339,25 +341,30 @@ def generate(
     return generator.generate(n, **arguments)
 
 
-def _window(adapter: Adapter, grid: Grid | None, seconds: float | None) -> int | None:
-    """The window of a target of `grid` in steps, where it is needed; `seconds` None: what the adapter's raw data
-    take."""
+def _windows(
+    adapter: Adapter, grid: Grid | None, window: float | None, overlap: float | None, sink: float | None
+) -> dict[str, int | None]:
+    """`window`, `overlap` and `sink` in steps, of a target of `grid`; {} where a single window holds it. A window of
+    None is what the adapter's raw data take."""
     try:
-        window = adapter.grid_for(seconds)
+        whole = adapter.grid_for(window)
     except ValueError as error:
-        raise ValueError(f"window cannot be {seconds}: {error}") from None
-    if not grid or not window or grid[0] <= window[0]:
-        return None
-    rows = adapter.grid_for(MOMENT)
-    if rows is not None and rows[0] > 1:
-        raise ValueError(
-            f"{adapter.modality!r} cannot be drawn window by window: a step of it takes {rows[0]} rows (a delay), so "
-            "that the model ends each window as if it were the clip's end; make seconds or window such that a single "
-            "window holds all"
-        )
-    if window[0] < 2:
-        raise ValueError(f"window is {seconds}, a single step; it must be at least two, of which one is carried over")
-    return window[0]
+        raise ValueError(f"window cannot be {window}: {error}") from None
+    carried = None if overlap is None else _steps(adapter, "overlap", overlap)
+    first = _steps(adapter, "sink", sink or 0)
+    if not grid or not whole or grid[0] <= whole[0]:
+        return {}
+    adapter.check_windows(first)
+    if whole[0] < 2:
+        raise ValueError(f"window is {window}, a single step; it must be at least two, of which one is carried over")
+    return {"window": whole[0], "overlap": carried, "sink": first}
+
+
+def _steps(adapter: Adapter, name: str, seconds: float) -> int:
+    try:
+        return adapter.steps_for(seconds) if seconds else 0
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be {seconds}: {error}") from None
 
 
 def _spread(segment: Segment, n: int) -> Segment:

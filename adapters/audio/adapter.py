@@ -261,6 +261,16 @@ class AudioAdapter(Adapter):
         """
         return self._codec.grid(self._steps(self.options.seconds if seconds is None else seconds))
 
+    def check_windows(self, sink: int) -> None:
+        """Raises ValueError where a step takes several rows (a delay)."""
+        rows = self._codec.grid(1)[0]
+        if rows > 1:
+            raise ValueError(
+                f"{self.modality!r} cannot be drawn window by window: a step of it takes {rows} rows (a delay), so "
+                "that the model ends each window as if it were the clip's end; make seconds or window such that a "
+                "single window holds all"
+            )
+
     def complete(
         self, given: Any, mask: Iterable[tuple[float, float]] | None = None, seconds: float | None = None
     ) -> Segment:

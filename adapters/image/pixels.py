@@ -209,7 +209,7 @@ class PaletteCodec(CodeCodec):
 
 class PatchCodec(VectorCodec):
     def __init__(self, size: tuple[int, int], channels: int, group: int, elements: PatchElements) -> None:
-        _no_group(group, "elements of kind 'patches'")
+        no_group(group, "elements of kind 'patches'")
         super().__init__(size, channels, elements.patch, depth=channels)
 
     def to_vectors(self, pixels: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ def tokenizer_codec(
     if tokenizer.channels != channels:
         raise ValueError(f"channels is {channels}; the tokenizer's images have {tokenizer.channels}")
     if not tokenizer.discrete:
-        _no_group(group, "a tokenizer of latents")
+        no_group(group, "a tokenizer of latents")
         return LatentCodec(size, channels, elements.patch, tokenizer)
     if elements.patch != 1:
         raise ValueError(f"elements.patch is {elements.patch} with a tokenizer of codes; only group joins codes")
@@ -273,7 +273,8 @@ PIXEL_CODECS: dict[str, Callable[[tuple[int, int], int, int, Any], Codec]] = {
 }
 
 
-def _no_group(group: int, what: str) -> None:
+def no_group(group: int, what: str) -> None:
+    """Raises ValueError unless `group` is 1: `what` has no codes."""
     if group != 1:
         raise ValueError(f"group is {group} with {what}; only codes are grouped, vectors by elements.patch")
 

@@ -1,4 +1,4 @@
-"""From a folder, an id on the Hub or a module to the image tokenizer around it."""
+"""From a folder, an id on the Hub or a module to the tokenizer around it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..pretrained import load_pretrained
 from .base import ImageTokenizer
 from .from_diffusers import AutoencoderKLTokenizer, AutoencoderTinyTokenizer, VQModelTokenizer
 from .from_transformers import Emu3Tokenizer, JanusTokenizer
+from .video import VIDEO_TOKENIZERS, VideoTokenizer
 
 # The library's class -> the tokenizer around it.
 TOKENIZERS: dict[str, type[ImageTokenizer]] = {
@@ -47,3 +48,16 @@ def load_tokenizer(
         ImportError: diffusers is needed and missing.
     """
     return load_pretrained(source, folder, TOKENIZERS, MODEL_TYPES, ENCODE_ONLY)
+
+
+def load_video_tokenizer(
+    source: nn.Module | str | os.PathLike[str], folder: str | os.PathLike[str] | None = None
+) -> ImageTokenizer | VideoTokenizer:
+    """Likewise the frozen tokenizer of videos: one that joins frames, of a class in `VIDEO_TOKENIZERS`, or one of
+    images, of a class in `TOKENIZERS`, for frame after frame.
+
+    Raises:
+        ValueError, ImportError: as `load_tokenizer`.
+    """
+    classes: dict[str, type[ImageTokenizer | VideoTokenizer]] = {**TOKENIZERS, **VIDEO_TOKENIZERS}
+    return load_pretrained(source, folder, classes, MODEL_TYPES, ENCODE_ONLY)

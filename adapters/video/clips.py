@@ -11,14 +11,20 @@ from torch import Tensor
 
 from ..image.pictures import to_picture, to_pixels
 from .reader import TOLERANCE, open_video
-from .sampling import VideoClip, available, sample_clip
+from .sampling import VideoClip, available, clip_rate, sample_clip
 
 # Weights of red, green and blue in grey, in 65536ths (ITU-R BT.601), which add up to 1: grey stays as it is.
 GREY = torch.tensor([19595, 38470, 7471], dtype=torch.int32)
 
 
 def open_clip(
-    raw: Any, name: str, fps: float | None = None, frames: int | None = None, start: float = 0.0, least: int = 1
+    raw: Any,
+    name: str,
+    fps: float | None = None,
+    frames: int | None = None,
+    start: float = 0.0,
+    least: int = 1,
+    stride: int = 1,
 ) -> VideoClip:
     """One clip, in its own size.
 
@@ -29,6 +35,7 @@ def open_clip(
         frames: how many to take, from `start` on; None: all.
         start: seconds.
         least: fewer frames than `frames` are an error below this many.
+        stride: with fps None, every stride-th frame is taken of what tells a rate of its own.
 
     Raises:
         ValueError: anything else, a clip that is too short, a file that cannot be read; the message names it.
@@ -36,10 +43,11 @@ def open_clip(
     """
     if isinstance(raw, (str, os.PathLike)):
         with open_video(raw) as reader:
-            there = available(reader, fps, start)
-            return sample_clip(reader, max(least, there if frames is None else min(there, frames)), fps, start)
+            there = available(reader, clip_rate(reader.fps, fps, stride, reader.name), start)
+            count = max(least, there if frames is None else min(there, frames))
+            return sample_clip(reader, count, fps, start, stride=stride)
     clip = raw if isinstance(raw, VideoClip) else _from_array(raw, name, fps)
-    rate = fps or clip.fps
+    rate = fps if clip.fps is None else clip_rate(clip.fps, fps, stride, clip.name or name)
     if rate is None and start:
         raise ValueError(f"{clip.name or name} has no fps, so start, {start} s, is not known; it must be 0")
     if rate is None or clip.fps is None or rate == clip.fps:

@@ -50,6 +50,7 @@ def sample_clip(
     fps: float | None = None,
     start: float | None = 0.0,
     generator: Generator | None = None,
+    stride: int = 1,
 ) -> VideoClip:
     """`frames` frames, 1 / fps seconds apart: at each time the one that the file shows, so one may come twice where the
     file has fewer, and some are passed over where it has more.
@@ -59,11 +60,12 @@ def sample_clip(
         fps: frames a second of the clip; None: the file's own.
         start: seconds of the first frame. None: random, any frame of the file that leaves room, each as likely.
         generator: for random starts; None: torch's global one.
+        stride: every stride-th frame of the file is taken; only with fps None.
 
     Raises:
         ValueError: a file that is too short or broken, an illegal argument.
     """
-    rate = reader.fps if fps is None else check_fps(fps, reader.name)
+    rate = clip_rate(reader.fps, fps, stride, reader.name)
     last = _last_start(reader, frames, rate)
     if start is None:
         places = math.floor((last + TOLERANCE) * reader.fps) + 1
@@ -77,11 +79,13 @@ def sample_clip(
     return VideoClip(torch.from_numpy(shown), rate, reader.name)
 
 
-def window_starts(reader: VideoReader, frames: int, fps: float | None = None, overlap: int = 0) -> list[float]:
+def window_starts(
+    reader: VideoReader, frames: int, fps: float | None = None, overlap: int = 0, stride: int = 1
+) -> list[float]:
     """Where the clips begin, in seconds, that cut a file into windows of `frames` frames: every window that is whole.
 
     Args:
-        fps: as for `sample_clip`.
+        fps, stride: as for `sample_clip`.
         overlap: frames that a window has in common with the next, fewer than `frames`.
 
     Raises:
@@ -89,7 +93,7 @@ def window_starts(reader: VideoReader, frames: int, fps: float | None = None, ov
     """
     if not 0 <= overlap < frames:
         raise ValueError(f"overlap is {overlap} frames; it must be at least 0 and fewer than the window, {frames}")
-    rate = reader.fps if fps is None else check_fps(fps, reader.name)
+    rate = clip_rate(reader.fps, fps, stride, reader.name)
     last = _last_start(reader, frames, rate)
     hop = (frames - overlap) / rate
     return [place * hop for place in range(math.floor((last + TOLERANCE) / hop) + 1)]
@@ -99,6 +103,19 @@ def available(reader: VideoReader, fps: float | None = None, start: float = 0.0)
     """How many frames, 1 / fps seconds apart, a file has from `start` seconds on; None: at its own rate."""
     last = reader.duration - min(1 / reader.fps, reader.duration)
     return max(math.floor((last - start + TOLERANCE) * (fps or reader.fps)) + 1, 0)
+
+
+def clip_rate(own: float, fps: float | None, stride: int, name: str) -> float:
+    """Frames a second at which a clip of `own` is taken: `fps`, or every `stride`-th of its frames.
+
+    Raises:
+        ValueError: no positive number, or both.
+    """
+    if stride < 1 or (fps is not None and stride > 1):
+        raise ValueError(
+            f"{name}: stride is {stride} and fps {fps}; stride must be at least 1, and 1 where fps is given"
+        )
+    return own / stride if fps is None else check_fps(fps, name)
 
 
 def check_fps(fps: float, name: str) -> float:

@@ -74,7 +74,7 @@ def naming_options() -> Iterator[None]:
         yield
     except ValueError as error:
         name, rest = re.match(r"(\w*)(.*)", str(error), re.DOTALL).groups()  # type: ignore[union-attr]
-        if name not in ("steps", "head_steps", "sampler", "given", "mask", "seconds", "window"):
+        if name not in ("steps", "head_steps", "sampler", "given", "mask", "seconds", "window", "overlap", "sink"):
             raise
         raise ValueError(f"--{name.replace('_', '-')}{rest}") from error
 

@@ -16,27 +16,36 @@ if TYPE_CHECKING:
     from ..pipelines import Generator
 
 SAMPLES, BATCH = 16, 64
+# Options in seconds, and which numbers are legal.
+LENGTHS = {"seconds": "> 0", "window": "> 0", "overlap": ">= 0", "sink": ">= 0"}
 
 
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "sample",
-        help="draw images or audio",
+        help="draw images, video or audio",
         description="Draw samples from a model and write them into one file: images into a PNG, tiled row by row; "
-        "clips into a .wav or .flac, one after the other, with a picture of their spectra beside it.",
+        "videos into an .mp4 or .gif, tiled likewise, with a film strip of each beside it; audio into a .wav or .flac, "
+        "one after the other, with a picture of their spectra beside it.",
     )
     option = command.add_argument
     option("--model", required=True, metavar="DIR", help="a folder that training or conversion wrote")
-    option("--out", required=True, metavar="FILE", help="where to write: .png, or .wav or .flac for audio")
+    option("--out", required=True, metavar="FILE", help="where to write: .png; .mp4 or .gif; .wav or .flac")
     option("--n", type=int, metavar="N", help=f"how many (default {SAMPLES}, with --stream 1)")
-    option("--seconds", type=float, metavar="S", help="how long, for audio (default: as long as the model's clips)")
+    option("--seconds", type=float, metavar="S", help="how long, of video or audio (default: as the model's clips)")
     option(
         "--window",
         type=float,
         metavar="S",
         help="how much of what is longer the model sees at once (default: as long as the model's clips)",
     )
-    option("--stream", action="store_true", help="write the sample as it is drawn, block by block")
+    option(
+        "--overlap", type=float, metavar="S", help="how much of a window is carried into the next (default: half of it)"
+    )
+    option(
+        "--sink", type=float, metavar="S", help="how much of the beginning stays in every window besides (default 0)"
+    )
+    option("--stream", action="store_true", help="write the sample as it is drawn, block by block (.png, .mp4, .wav)")
     option(
         "--context",
         action="append",
@@ -56,7 +65,9 @@ def add(commands: Any) -> None:
     option("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     completing = command.add_argument_group("completing")
     completing.add_argument(
-        "--given", metavar="FILE", help="an image, which goes with --mask; or a clip, from which the sample goes on"
+        "--given",
+        metavar="FILE",
+        help="an image, which goes with --mask; or a video or audio clip, which the sample goes on from",
     )
     completing.add_argument(
         "--mask",
@@ -77,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not adapter.suffixes:
         raise ValueError(f"target is {adapter.modality!r}; its samples have no file of their own")
     _check_suffix(out, adapter.suffixes)
-    names = ("guidance_scale", "temperature", "top_k", "top_p", "seed", "given", "mask", "seconds", "window")
+    names = ("guidance_scale", "temperature", "top_k", "top_p", "seed", "given", "mask", *LENGTHS)
     options = {name: getattr(arguments, name) for name in names} | steps | _contexts(arguments, generator)
     with naming_options():
         if arguments.stream:
@@ -148,10 +159,10 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    for name in ("seconds", "window"):
+    for name, legal in LENGTHS.items():
         value = getattr(arguments, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} is {value}; it must be a number > 0")
+        if value is not None and not (0 < value < math.inf or (value == 0 and legal == ">= 0")):
+            raise ValueError(f"--{name} is {value}; it must be a number {legal}")
 
 
 def _check_suffix(out: Path, suffixes: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""How far are generated images from real ones? Frechet and kernel distances of their features.
+"""How far are generated images, or clips, from real ones? Frechet and kernel distances of their features.
 
 Nothing is downloaded: the feature extractor is the caller's, a module or a file of weights. Both distances mean nothing
 without their protocol (which features, how many images, which seed), so that travels with them.
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..convert import read_weights
 
 INCEPTION_FEATURES = 2048
+IMAGES, CLIPS = "[n, H, W, C]", "[n, T, H, W, C]"
 
 
 def frechet_distance(real: ArrayLike, generated: ArrayLike) -> float:
@@ -99,7 +100,7 @@ def image_metrics(
         ImportError: torchmetrics, or for a file torch-fidelity, is not installed.
     """
     fid_class, kid_class = _metrics()
-    smallest = min(len(_check_images("real", real)), len(_check_images("generated", generated)))
+    smallest = min(len(check_images("real", real, IMAGES)), len(check_images("generated", generated, IMAGES)))
     subset_size = min(1000, max(2, smallest // 2)) if subset_size is None else subset_size
     if not 2 <= subset_size <= smallest:
         raise ValueError(f"subset_size is {subset_size}; it must lie in 2..{smallest}, the number of images")
@@ -117,7 +118,6 @@ def image_metrics(
             for values, is_real in zip(found, (True, False), strict=True):
                 metric.update(values, real=is_real)
         mean, spread = kid.compute()
-    note = "" if smallest >= dimension else f"fewer images than the {dimension} features: the covariances are singular"
     return {
         "fid": float(fid.compute()),
         "kid": float(mean),
@@ -129,8 +129,13 @@ def image_metrics(
         "seed": seed,
         "subsets": subsets,
         "subset_size": subset_size,
-        "note": note,
+        "note": few(smallest, dimension, "images"),
     }
+
+
+def few(count: int, dimension: int, many: str) -> str:
+    """What speaks against a distance of so few images or clips, or ""."""
+    return "" if count >= dimension else f"fewer {many} than the {dimension} features: the covariances are singular"
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:
@@ -146,13 +151,14 @@ def format_metrics(metrics: dict[str, Any]) -> str:
 def extract_features(
     extractor: nn.Module, images: Tensor, batch_size: int = 64, device: torch.device | str | None = None
 ) -> Tensor:
-    """[n, d] float64 on the CPU: the features of uint8 images [n, H, W, C], C 1 or 3. The extractor, which is moved to
-    `device` if one is given, is left where and in the mode in which it came.
+    """[n, d] float64 on the CPU: the features of uint8 images [n, H, W, C] or clips [n, T, H, W, C], C 1 or 3. The
+    extractor gets [B, 3, H, W] or [B, 3, T, H, W]; it is moved to `device` if one is given, and left where and in the
+    mode in which it came.
 
     Raises:
         ValueError: images of another shape or dtype, or an extractor that returns no [B, d].
     """
-    _check_images("images", images)
+    check_images("images", images, IMAGES, CLIPS)
     state = next(chain(extractor.parameters(), extractor.buffers()), torch.zeros(0))
     home, where = state.device, state.device if device is None else torch.device(device)
     modes = [(module, module.training) for module in extractor.modules()]
@@ -168,10 +174,12 @@ def extract_features(
 
 
 def _extract(extractor: nn.Module, images: Tensor, where: torch.device) -> Tensor:
-    values = extractor(images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous().to(where))
+    coloured = images.expand(*images.shape[:-1], 3).movedim(-1, 1)
+    values = extractor(coloured.contiguous().to(where))
     if not isinstance(values, Tensor) or values.dim() != 2 or len(values) != len(images):
         found = list(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise ValueError(f"features gave {found} for {len(images)} images; it must give [{len(images)}, d]")
+        many = "images" if images.dim() == 4 else "clips"
+        raise ValueError(f"features gave {found} for {len(images)} {many}; it must give [{len(images)}, d]")
     return values.double().cpu()
 
 
@@ -215,10 +223,13 @@ class _Ready(nn.Identity):
         self.num_features = num_features
 
 
-def _check_images(name: str, images: Tensor) -> Tensor:
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
+def check_images(name: str, images: Tensor, *shapes: str) -> Tensor:
+    """Raises ValueError unless the images are a uint8 tensor of one of the `shapes`, n >= 2 of them, C 1 or 3."""
+    legal = " or ".join(shapes)
+    dims = [len(shape.split(",")) for shape in shapes]
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() not in dims:
         told = f"{images.dtype} of shape {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"{name} is {told}; it must be a uint8 tensor [n, H, W, C]")
-    if len(images) < 2 or images.shape[3] not in (1, 3):
-        raise ValueError(f"{name} has shape {list(images.shape)}; it must be [n, H, W, C] with n >= 2 and C 1 or 3")
+        raise ValueError(f"{name} is {told}; it must be a uint8 tensor {legal}")
+    if len(images) < 2 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"{name} has shape {list(images.shape)}; it must be {legal} with n >= 2 and C 1 or 3")
     return images

@@ -37,8 +37,8 @@ def rolling(model: Any, arguments: dict[str, Any]) -> Rolling | None:
             raise ValueError(f"{name} is {value!r}; it must be an integer >= 0, in steps")
     if overlap + sink >= window:
         raise ValueError(
-            f"window is {window}, overlap {overlap} and sink {sink}; a window must be longer than overlap and sink "
-            "together, or nothing new would be drawn"
+            f"window is {window} steps, overlap {overlap} and sink {sink}; a window must be longer than overlap and "
+            "sink together, or nothing new would be drawn"
         )
     context = model._checked(arguments["context"])
     options = model._sampling_options(arguments)

@@ -146,5 +146,6 @@ def _merged(first: Part, second: Part, order: Tensor) -> Part:
         embeds=torch.cat([first.embeds, second.embeds], 1)[:, order],
         coords=coords[:, order],
         block=torch.cat([first.block, second.block])[order],
+        sequential=False,  # even where blocks are of one: what is shown is in the block that it is shown to
         valid=valid,
     )

@@ -13,6 +13,7 @@ from ..schema import Strict
 from .audio import AudioData, AudioOptions
 from .images import ImageData, ImageOptions
 from .series import DATASETS, SeriesData, SeriesOptions
+from .video import VideoData, VideoOptions
 
 __all__ = [
     "DATA",
@@ -25,7 +26,7 @@ __all__ = [
     "ImageData",
     "ImageOptions",
 ]
-__all__ += ["SeriesData", "SeriesOptions"]
+__all__ += ["SeriesData", "SeriesOptions", "VideoData", "VideoOptions"]
 
 
 class Examples(Protocol):
@@ -71,4 +72,4 @@ class Data(Protocol):
     def evaluator(self, evaluation: Any, config: UnimodalARConfig, seed: int) -> Evaluator: ...
 
 
-DATA: dict[str, Any] = {"audio": AudioData, "images": ImageData, "series": SeriesData}
+DATA: dict[str, Any] = {"audio": AudioData, "images": ImageData, "series": SeriesData, "video": VideoData}

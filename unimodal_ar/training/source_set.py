@@ -1,4 +1,4 @@
-"""What sets of images and of audio have in common: how they are read, split and labelled.
+"""What sets of images and of clips have in common: how they are read, split and labelled.
 
 Shapes: n examples.
 """
@@ -170,7 +170,7 @@ def tell(name: str, problems: list[str], source: Any, many: str) -> None:
     """Lists what could not be read, and what was passed over; raises ValueError where nothing could be read.
 
     Args:
-        name: of the source, an ImageSource or AudioSource.
+        name: of the source, an ImageSource or ClipSource.
         problems: one for each that could not be read.
         many: what they are called ("images").
     """
