@@ -105,8 +105,11 @@ class Adapter(ABC):
             )
         return getattr(self, "grid", None)
 
-    def steps_for(self, seconds: float) -> int:
+    def steps_for(self, seconds: float, first: bool = True) -> int:
         """How many steps of the T axis hold so long a part of what is drawn, rounded up.
+
+        Args:
+            first: whether it is the beginning; else no step of it is the first.
 
         Raises:
             ValueError: as `grid_for`.

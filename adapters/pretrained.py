@@ -160,7 +160,10 @@ def load_module(name: str, library: str, path: Path) -> nn.Module:
 
     if not (path / WEIGHTS[library]).is_file():
         raise ValueError(f"{path} has no {WEIGHTS[library]}; weights in other formats are not read")
-    kind: Any = getattr(_library(library, name), name)
+    found = _library(library, name)
+    kind: Any = getattr(found, name, None)
+    if kind is None:
+        raise ImportError(f"{library} {found.__version__} has no {name}; a newer one is needed")
     try:  # weights of a wrong shape are ignored here to be told below, by name
         model, report = kind.from_pretrained(
             path, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True

@@ -240,7 +240,8 @@ def test_what_only_a_later_block_reads_is_unread() -> None:
         )
         assert Layout.from_grid((4, 1, 1), "skipping").unread.tolist() == [1, 2]
         register_order("leaking", source=lambda grid: torch.tensor([-1, 0, 1, 3]))(ORDERS["skipping"].function)
-        with pytest.raises(AssertionError, match="a source comes earlier"):
+        sentence = r"^order 'leaking' has a source that is of no earlier block, on grid \(4, 1, 1\)$"
+        with pytest.raises(ValueError, match=sentence):
             Layout.from_grid((4, 1, 1), "leaking")
         model = build({"x": series(grid=(4, 1, 1), block=None, order="skipping")})
         drawn = model.generate([], "x")

@@ -189,6 +189,8 @@ def test_data_sets_of_hugging_face(tmp_path: Path) -> None:
     same(read_videos(made, ["action"]), [1])
     made = made.cast_column("video", datasets.Video(decode=False))
     same(read_videos(made), [1])
+    made = datasets.Dataset.from_dict({"video": [{"path": str(tmp_path / "1.mp4")}]})
+    same(read_videos(made), [1])
     made = datasets.Dataset.from_dict({"video": [None]})
     with pytest.raises(ValueError, match="row 0 of the data set holds a NoneType; a table of videos must hold their"):
         read_videos(made)

@@ -373,6 +373,13 @@ def test_what_a_tokenizer_makes_is_kept(
     assert len(opened) > 10  # frames themselves are not kept
 
 
+def test_only_training_clips_are_kept_mirrored(written: Path, tmp_path: Path) -> None:
+    _write(tmp_path / "a.mp4", 0, 7)
+    adapter = _tokenised()
+    data = _data(written, adapter, flip=True, test=None, test_path=str(tmp_path))
+    assert len(data.test()) == 1 and adapter.asked == 2 * 2 * sum(LENGTHS) + 7
+
+
 def test_anchored_windows_of_joined_frames_are_steps_of_the_whole_clip(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)

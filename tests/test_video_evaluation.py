@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unimodal_ar.adapters import LabelAdapter, VideoAdapter
+from unimodal_ar.adapters.tokenizers import Timing
 from unimodal_ar.evaluation.frechet import extract_features, frechet_distance, image_metrics
 from unimodal_ar.evaluation.video import frechet_video_distance, psnr, ssim
 from unimodal_ar.pipelines import Generator
@@ -152,6 +153,8 @@ def _adapter(size: int = SIZE, frames: int = FRAMES, patch: Any = (1, 6, 6)) -> 
 class _Test:
     """In place of a test part: clips with labels."""
 
+    anchor = 0
+
     def __init__(self, clips: Tensor) -> None:
         self.clips, self.labels = clips, {"label": torch.arange(len(clips)) % 5}
 
@@ -251,6 +254,22 @@ def test_what_a_model_can_be_given(patch: Any, layout: Any, more: Any, legal: li
         real, predicted = evaluator._predict(model.eval())
         assert torch.equal(real[:, :given], predicted[:, :given])
         assert not torch.equal(real[:, given : given + 1], predicted[:, given : given + 1])
+
+
+@pytest.mark.parametrize(("block", "legal"), [(4, [1, 3]), (8, []), (12, [3])])
+def test_what_a_model_can_be_given_of_steps_that_come_together(block: int, legal: list[int]) -> None:
+    adapter = _adapter(frames=5)
+    adapter._codec.timing = Timing(lead=1, chunk=2)  # 1, 3 or 5 frames, of 4 elements each
+    assert beginnings(adapter, _model(adapter, block).config.modality("video")) == legal
+
+
+def test_two_frames_are_given_beside_the_anchor() -> None:
+    adapter = VideoAdapter(8, 6, elements={"kind": "patches", "patch": [1, 4, 4]})
+    test = _Test(torch.zeros(3, 6, 8, 8, 3, dtype=torch.uint8))
+    test.anchor = 1
+    config = _model(adapter).config
+    evaluator = VideoEvaluator(adapter, [], test, VideoEvaluation(bits_per_dimension=False), config, 0)  # type: ignore[arg-type]
+    assert evaluator.given == 3
 
 
 def test_one_frame_is_given_where_no_more_leaves_something() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from unimodal_ar.adapters import AutoAdapter, VideoAdapter
+from unimodal_ar.adapters import AutoAdapter, VideoAdapter, pretrained
 from unimodal_ar.adapters.tokenizers import (
     VIDEO_TOKENIZERS,
     ImageTokenizer,
@@ -324,6 +325,13 @@ def test_what_does_not_fit_a_tokenizer() -> None:
         load(vidtok(is_causal=False))
 
 
+def test_a_library_may_be_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(vidtok()).save_pretrained(tmp_path)
+    monkeypatch.setattr(pretrained, "_library", lambda library, name: SimpleNamespace(__version__="0.35.0"))
+    with pytest.raises(ImportError, match=r"^diffusers 0.35.0 has no AutoencoderVidTok; a newer one is needed$"):
+        load_video_tokenizer(tmp_path)
+
+
 def test_other_classes_are_refused(tmp_path: Path) -> None:
     module = diffusers.AutoencoderKLAllegro(
         block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=4, sample_size=32
@@ -438,7 +446,8 @@ def test_beginnings_are_kept_in_whole_steps() -> None:
     assert adapter.complete(frames[0, :1], seconds=0.9).grid == (3, 4, 6)
     shown = adapter.decode_frames(segment)
     assert shown.shape[1] == 13 and (shown[:, 5:] == 128).all() and not (shown[:, :5] == 128).all()
-    cog = VideoAdapter((16, 24), 17, tokenizer=cogvideox())
+    cog = VideoAdapter((16, 24), 17, 10.0, tokenizer=cogvideox())
+    assert [cog.steps_for(0.5), cog.grid_for(0.5)[0]] == [2, 3]  # they come in twos as a whole clip only
     assert cog.complete(random_frames(13, 16, 24, 3)).element_observed.view(5, -1).all(1).sum() == 3
     with pytest.raises(ValueError, match="given has 13 frames or more; it must have at least 1 and fewer than"):
         adapter.complete(random_frames(13, 16, 24, 3))
@@ -466,6 +475,12 @@ def test_longer_clips_are_drawn_with_a_sink_and_go_on_from_frames() -> None:
     assert [clip.frames.shape for clip in samples.raw] == [(21, 8, 8, 3)] * 2
     (part,) = source.stream(2, seconds=2.1, sink=0.1)
     assert all(torch.equal(one.frames, other.frames) for one, other in zip(part, samples.raw, strict=True))
+    # Four frames that are not the first are a step.
+    assert [adapter.steps_for(seconds) for seconds in (0.1, 0.2, 0.5, 0.6)] == [1, 2, 2, 3]
+    assert [adapter.steps_for(seconds, first=False) for seconds in (0.1, 0.4, 0.5)] == [1, 1, 2]
+    shared = source.generate(1, seconds=2.1, sink=0.1, overlap=0.4).segment
+    expected = source.model.generate([], "video", grid=(6, 2, 2), window=3, sink=1, overlap=1)
+    assert_close(shared.values, expected.values)
     given = random_frames(6, 8, 8, 3)
     continued = source.generate(1, given=given)
     assert_close(continued.segment.values[:, :8], adapter.encode_frames(given[None, :5]).values)

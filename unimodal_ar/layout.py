@@ -160,8 +160,8 @@ class Layout:
 
         Raises:
             ValueError: an empty grid, an unknown order, sizes that do not add up or come with an order that has sources
-                of its own, a cell that does not divide the grid, `known` with an order that is not random or with a
-                part of a cell.
+                of its own, such a source that is of no earlier block, a cell that does not divide the grid, `known`
+                with an order that is not random or with a part of a cell.
         """
         grid = check_grid(grid)
         if not isinstance(order, str) or order not in ORDERS:
@@ -190,9 +190,8 @@ class Layout:
                 source = _equal_rank(index, numbers)
             else:
                 source = _own_source(order, block, units, members)[index]
-                assert (source < 0).logical_or(numbers[index.argsort()][source] < numbers).all(), (
-                    "a source comes earlier"
-                )
+                if not ((source < 0) | (numbers[index.argsort()][source] < numbers)).all():
+                    raise ValueError(f"order {order!r} has a source that is of no earlier block, on grid {grid}")
             return Layout(grid, index, numbers, source, _unravel(index, grid))
 
     def __len__(self) -> int:

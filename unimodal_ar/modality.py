@@ -76,8 +76,8 @@ class ModalityOptions(Strict):
         conditioning: whether its embedding, as context, also goes to the native decoder's adaptive norms.
         context_noise: which part of what is read may be noise, in training: a share drawn anew for each example from
             [0, context_noise] of every vector, and as often a wrong code (under mask noise what is not masked, too). A
-            model that has seen such pasts goes on
-            calmly from its own samples (CAM, arXiv 2411.18447; xAR, arXiv 2502.20388). 0: none.
+            model that has seen such pasts goes on calmly from its own samples (CAM, arXiv 2411.18447; xAR, arXiv
+            2502.20388). 0: none.
         clean_steps: so many first steps of the T axis are spared by context_noise, as is a first frame that stays in
             sight, an anchor (ART-V, arXiv 2311.18834).
     """

@@ -350,8 +350,8 @@ def _windows(
         whole = adapter.grid_for(window)
     except ValueError as error:
         raise ValueError(f"window cannot be {window}: {error}") from None
-    carried = None if overlap is None else _steps(adapter, "overlap", overlap)
-    first = _steps(adapter, "sink", sink or 0)
+    carried = None if overlap is None else _steps(adapter, "overlap", overlap, first=False)
+    first = _steps(adapter, "sink", sink or 0, first=True)
     if not grid or not whole or grid[0] <= whole[0]:
         return {}
     adapter.check_windows(first)
@@ -360,9 +360,9 @@ def _windows(
     return {"window": whole[0], "overlap": carried, "sink": first}
 
 
-def _steps(adapter: Adapter, name: str, seconds: float) -> int:
+def _steps(adapter: Adapter, name: str, seconds: float, first: bool) -> int:
     try:
-        return adapter.steps_for(seconds) if seconds else 0
+        return adapter.steps_for(seconds, first) if seconds else 0
     except ValueError as error:
         raise ValueError(f"{name} cannot be {seconds}: {error}") from None
 

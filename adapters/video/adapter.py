@@ -261,12 +261,19 @@ class VideoAdapter(Adapter):
         """
         if seconds is None:
             return self.grid
+        return (self._codec.timing.steps(self._frames_for(seconds)), *self.grid[1:])
+
+    def steps_for(self, seconds: float, first: bool = True) -> int:
+        """See `Adapter.steps_for`; where a tokenizer is causal, the first step is a single frame."""
+        lead = self._codec.timing.lead if first else 0
+        return lead + math.ceil((self._frames_for(seconds) - lead) / self.step)
+
+    def _frames_for(self, seconds: float) -> int:
         if self.fps is None:
             raise ValueError(f"seconds is {seconds}, and this adapter's fps is None; leave seconds out, or set fps")
-        if not 0 < seconds < float("inf"):
-            raise ValueError(f"seconds is {seconds}; it must be a positive number")
-        frames = max(1, math.ceil(seconds * self.fps - 1e-6))  # less a rounding error
-        return (self._codec.timing.steps(frames), *self.grid[1:])
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+            raise ValueError(f"seconds is {seconds!r}; it must be a positive number")
+        return max(1, math.ceil(seconds * self.fps - 1e-6))  # less a rounding error
 
     def check_windows(self, sink: int) -> None:
         """Raises ValueError where the first step is unlike the others and does not begin every window."""
@@ -297,9 +304,10 @@ class VideoAdapter(Adapter):
         if len(lengths) > 1:
             raise ValueError(f"given has clips of {lengths} frames, in whole steps; all must have the same number")
         if not 0 < lengths[0] < whole:
+            # Of a clip that is as long as the whole no more was read.
+            count = f"{whole} frames or more" if lengths[0] else f"{min(len(clip.frames) for clip in found)} frames"
             raise ValueError(
-                f"given has {len(found[0].frames)} frames or more; it must have at least {timing.least} and fewer "
-                f"than the whole, {whole}"
+                f"given has {count}; it must have at least {timing.least} and fewer than the whole, {whole}"
             )
         frames = [to_frames(clip, self.size, self.channels)[: lengths[0]] for clip in found]
         start = self.encode_frames(torch.stack(frames))
@@ -348,8 +356,9 @@ class VideoAdapter(Adapter):
                 yield f"{written} frames"
 
     def picture(self, raw: Any) -> Image.Image:
-        """Clips as `pixels` takes them, of any lengths, as a film strip: a row for each, evenly spaced frames in it."""
-        return film_strip(self._plain(raw))
+        """Clips as `pixels` takes them, of any lengths, as a film strip: a row for each, evenly spaced frames in it. No
+        `stride` is made: what was drawn has been written frame by frame."""
+        return film_strip([to_frames(open_clip(*pair, self.fps), self.size, self.channels) for pair in _named(raw)])
 
     def _plain(self, clips: Any) -> list[Tensor]:
         """All frames [T, H, W, C] of each clip."""

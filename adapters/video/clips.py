@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -38,9 +39,12 @@ def open_clip(
         stride: with fps None, every stride-th frame is taken of what tells a rate of its own.
 
     Raises:
-        ValueError: anything else, a clip that is too short, a file that cannot be read; the message names it.
+        ValueError: anything else, a negative start, a clip that is too short, a file that cannot be read; the message
+            names it.
         ImportError: a path, and no package that reads videos.
     """
+    if not 0 <= start < math.inf:
+        raise ValueError(f"start is {start} s; it must be a number >= 0")
     if isinstance(raw, (str, os.PathLike)):
         with open_video(raw) as reader:
             there = available(reader, clip_rate(reader.fps, fps, stride, reader.name), start)
@@ -50,11 +54,12 @@ def open_clip(
     rate = fps if clip.fps is None else clip_rate(clip.fps, fps, stride, clip.name or name)
     if rate is None and start:
         raise ValueError(f"{clip.name or name} has no fps, so start, {start} s, is not known; it must be 0")
-    if rate is None or clip.fps is None or rate == clip.fps:
-        shown = torch.arange(round(start * (rate or 0)), len(clip.frames))
+    if rate is None:
+        shown = torch.arange(len(clip.frames))
     else:  # as `VideoReader.frames_at`
-        times = start + torch.arange(int(len(clip.frames) * rate / clip.fps) + 2) / rate
-        shown = ((times + TOLERANCE) * clip.fps).long()
+        own = clip.fps or rate
+        times = start + torch.arange(int(len(clip.frames) * rate / own) + 2, dtype=torch.float64) / rate
+        shown = ((times + min(TOLERANCE, 0.5 / own)) * own).long()
         shown = shown[shown < len(clip.frames)]
     if len(shown) < least:
         raise ValueError(

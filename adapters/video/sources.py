@@ -104,7 +104,7 @@ def read_videos(
 def _path(cell: Any, name: str) -> str | os.PathLike[str]:
     """The path in a cell of a table."""
     if isinstance(cell, dict):  # of a Dataset
-        cell = cell["path"] if cell["bytes"] is None else cell["bytes"]
+        cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
     if not isinstance(cell, (str, os.PathLike)):
         found = "the bytes of a file" if isinstance(cell, bytes) else f"a {type(cell).__name__}"
         raise ValueError(f"{name} holds {found}; a table of videos must hold their paths")

@@ -22,7 +22,8 @@ from .source_set import split
 
 class ClipOptions(Strict):
     """Clips, each as many examples as windows of the adapter's length are cut from it; those of one clip are all
-    training, all validation or all test examples.
+    training, all validation or all test examples. Rows of a manifest are clips, even if they are parts of one file: to
+    keep these together, give `split`.
 
     Args:
         modality: which adapter encodes them.

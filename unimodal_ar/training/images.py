@@ -77,7 +77,7 @@ def digits() -> ImageSource:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError("dataset 'digits' needs scikit-learn: pip install unimodal-ar[demo]") from None
+        raise ImportError("scikit-learn's digits need it: pip install unimodal-ar[demo]") from None
     table = load_digits()
     pixels = torch.from_numpy(table.images / 16 * 255).round().byte()
     return replace(read_images(pixels), labels=table.target.tolist())

@@ -126,7 +126,8 @@ class VideoData(ClipData[VideoDataset]):
 
     def _clip_set(self, source: ClipSource, name: str, classes: dict[str, list[str]] | None = None) -> VideoSet:
         o = self.options
-        return VideoSet(source, name, self.adapter, self.labels, o.overlap, o.anchor, o.flip, o.in_memory, classes)
+        flip = o.flip and classes is None  # a test part of its own is not mirrored
+        return VideoSet(source, name, self.adapter, self.labels, o.overlap, o.anchor, flip, o.in_memory, classes)
 
     def _dataset(self, clips: VideoSet, rows: Tensor, part: str) -> VideoDataset:
         training = part == "train"

@@ -168,7 +168,7 @@ def moving_digits(options: MovingDigits, adapter: VideoAdapter) -> VideoSource:
     ImportError where there is no scikit-learn."""
     if min(adapter.size) < SIDE:
         raise ValueError(f"the adapter's size is {list(adapter.size)}; for moving digits it must be at least {SIDE}")
-    least = adapter.frames * adapter.stride
+    least = (adapter.frames - 1) * adapter.stride + 1
     length = options.length or least
     if length < least:
         raise ValueError(f"dataset.length is {length} frames; the adapter's clips take {least}")

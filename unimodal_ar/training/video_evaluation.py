@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .video_set import VideoDataset
 
 EXACT = 100.0  # dB of PSNR that an exact frame is given, which has infinitely many (and JSON has no infinity)
-FEWEST = 2  # frames that show a motion
+FEWEST = 2  # frames that show a motion, beside the anchor
 PICTURE = "predictions.png"
 PAIRS, COLUMNS = 8, 16  # of predictions.png, at most
 GIVEN, PREDICTED = (255, 160, 0), (64, 64, 64)  # orange and dark grey: what frames are framed with
@@ -51,7 +51,7 @@ class VideoEvaluation(SampleOptions):
             what the elements lose counts as lost. Where the future is uncertain one sample is one of many futures, and
             far from the real one. predictions.png shows some.
         given: frames of each clip that the model is given: whole steps of the adapter and, under next-block, whole
-            leading blocks. None: the fewest that are at least 2, or else 1.
+            leading blocks. None: the fewest that are at least 2 after the data's anchor, or else as many as can be.
         samples: how many clips are drawn for samples.mp4 and samples.png.
         batch_size: clips at a time, of all.
     """
@@ -96,7 +96,8 @@ class VideoEvaluator(SampleEvaluator):
                 f"evaluation.predictions is {evaluation.predictions}, but there are no test clips; set it to 0, or "
                 "data.test"
             )
-        self.given = _given(evaluation.given, beginnings(adapter, config.modality(adapter.modality)))
+        legal = beginnings(adapter, config.modality(adapter.modality))
+        self.given = _given(evaluation.given, legal, test.anchor + FEWEST)
 
     def run(self, model: UnimodalARForGeneration, folder: Path) -> dict[str, Any]:
         """Writes samples.mp4, samples.png, predictions.png and generation_config.json, and returns
@@ -140,18 +141,19 @@ class VideoEvaluator(SampleEvaluator):
 
 def beginnings(adapter: VideoAdapter, options: ModalityOptions) -> list[int]:
     """How many first frames of a clip, fewer than all, a model of these options can be given and keeps as they are."""
-    steps = [number for number in range(1, adapter.frames + 1) if adapter.whole(number) == number]
+    steps = [number for number in range(1, adapter.frames) if adapter.whole(number) == number]
     objective, layout = options.built_objective, options.layout
     assert objective is not None  # check_model has seen to that
     if objective.knows_anything or (ORDERS[layout.order].random and not isinstance(layout.block, list)):
-        return steps[:-1]
+        return steps
     block: Any = tuple(layout.block["cell"]) if isinstance(layout.block, dict) else layout.block
     made = Layout.from_grid(adapter.grid, layout.order, block, torch.Generator().manual_seed(layout.seed))
     count, each = len(made.index), len(made.index) // adapter.grid[0]
     found = []
-    for number, frames in enumerate(steps[:-1], 1):
-        observed = made.gather(torch.arange(count)[None] < number * each)
-        if sum(made.block_sizes[: leading_blocks(observed, made)]) == number * each:
+    for frames in steps:
+        known = each * (adapter.grid[0] - (adapter.frames - frames) // adapter.step)
+        observed = made.gather(torch.arange(count)[None] < known)
+        if sum(made.block_sizes[: leading_blocks(observed, made)]) == known:
             found.append(frames)
     return found
 
@@ -173,14 +175,14 @@ def pairs(real: Tensor, predicted: Tensor, given: int) -> Image.Image:
     return to_picture(cells.flatten(0, 1)[: -2 * SEPARATOR])
 
 
-def _given(asked: int | None, legal: list[int]) -> int:
+def _given(asked: int | None, legal: list[int], wanted: int) -> int:
     if not legal:
         raise ValueError(
             "evaluation.predictions must be 0 with this model: no first frames of a clip are whole steps and whole "
             "leading blocks, which it could be given"
         )
     if asked is None:
-        return next((frames for frames in legal if frames >= FEWEST), legal[-1])
+        return next((frames for frames in legal if frames >= wanted), legal[-1])
     if asked not in legal:
         listed = ", ".join(map(str, legal[:8])) + ", ..." * (len(legal) > 8)
         raise ValueError(f"evaluation.given is {asked} frames; this adapter and model can be given {listed}")

@@ -176,6 +176,11 @@ class VideoDataset(ClipDataset):
         super().__init__(clip_set, rows)
         self.random_starts, self.flip = random_starts, flip
 
+    @property
+    def anchor(self) -> int:
+        """So many first frames of each window are the clip's first."""
+        return self.clip_set.anchor
+
     def __getitem__(self, index: int) -> Window:
         row = self.rows[index]
         window = self.clip_set.random_window(row) if self.random_starts else self.clip_set.window(row)
