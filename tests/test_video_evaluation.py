@@ -153,9 +153,8 @@ def _adapter(size: int = SIZE, frames: int = FRAMES, patch: Any = (1, 6, 6)) -> 
 class _Test:
     """In place of a test part: clips with labels."""
 
-    anchor = 0
-
-    def __init__(self, clips: Tensor) -> None:
+    def __init__(self, clips: Tensor, anchor: int) -> None:
+        self.anchor = anchor
         self.clips, self.labels = clips, {"label": torch.arange(len(clips)) % 5}
 
     def __len__(self) -> int:
@@ -174,8 +173,8 @@ def _model(adapter: VideoAdapter, block: Any = "frame", **video: Any) -> Any:
     return build({"label": label(5), "video": {**options, "head": {"kind": "regression"}, **video}})
 
 
-def _evaluator(adapter: VideoAdapter, model: Any, count: int = 8, **evaluation: Any) -> VideoEvaluator:
-    test: Any = _Test(_clips(count, adapter.frames, *adapter.size, 1))
+def _evaluator(adapter: VideoAdapter, model: Any, count: int = 8, anchor: int = 0, **evaluation: Any) -> VideoEvaluator:
+    test: Any = _Test(_clips(count, adapter.frames, *adapter.size, 1), anchor)
     options = VideoEvaluation(**{"bits_per_dimension": False, "samples": 0, "predictions": 4, **evaluation})
     return VideoEvaluator(adapter, [LabelAdapter(5)], test, options, model.config, 3)
 
@@ -264,12 +263,8 @@ def test_what_a_model_can_be_given_of_steps_that_come_together(block: int, legal
 
 
 def test_two_frames_are_given_beside_the_anchor() -> None:
-    adapter = VideoAdapter(8, 6, elements={"kind": "patches", "patch": [1, 4, 4]})
-    test = _Test(torch.zeros(3, 6, 8, 8, 3, dtype=torch.uint8))
-    test.anchor = 1
-    config = _model(adapter).config
-    evaluator = VideoEvaluator(adapter, [], test, VideoEvaluation(bits_per_dimension=False), config, 0)  # type: ignore[arg-type]
-    assert evaluator.given == 3
+    adapter = _adapter()
+    assert _evaluator(adapter, _model(adapter), anchor=1).given == 3
 
 
 def test_one_frame_is_given_where_no_more_leaves_something() -> None:
