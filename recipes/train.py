@@ -105,12 +105,15 @@ def _initial(resolved: Resolved) -> UnimodalARForGeneration:
     """The model before training."""
     folder = resolved.recipe.init_from
     if folder is None:
-        return UnimodalARForGeneration(resolved.config)
+        return resolved.new_model()
     source = load_model(folder, "cpu")
     try:
-        return adapted(source, resolved.config)
+        model = adapted(source, resolved.config)
     except ValueError as error:
         raise ValueError(f"init_from is {folder!r}: {error}") from None
+    if resolved.config.freeze_backbone:  # its body is that of the model before, and will be
+        model.refer_to(source.config.backbone_source)
+    return model
 
 
 def _fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, **changes: Any) -> UnimodalARTrainer:
@@ -119,7 +122,9 @@ def _fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, 
     arguments = resolved.training_arguments(checkpoints, **changes)
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # of reading and writing files; that of training stays
-    model = UnimodalARForGeneration(resolved.config) if checkpoint else _initial(resolved)
+    # A checkpoint holds all weights, but for those of a frozen body, which are where they came from.
+    whole = checkpoint is not None and not resolved.config.freeze_backbone
+    model = UnimodalARForGeneration(resolved.config) if whole else _initial(resolved)
     data_train, data_validation = resolved.data.train(), resolved.data.validation()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(

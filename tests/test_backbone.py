@@ -254,9 +254,9 @@ def test_conditioning_and_its_size_go_together() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(norm="batchnorm"), r"norm is 'batchnorm'; it must be one of \['rmsnorm', 'layernorm'\]"),
+        (dict(norm="batchnorm"), r"norm is 'batchnorm'; it must be one of \['rmsnorm', 'layernorm', 'none'\]"),
         (dict(norm_position="both"), r"norm_position is 'both'"),
-        (dict(mlp="relu"), r"mlp is 'relu'; it must be one of \['swiglu', 'gelu', 'gelu_tanh'\]"),
+        (dict(mlp="relu"), r"mlp is 'relu'; it must be one of \['swiglu', 'gelu', 'gelu_tanh', 'none'\]"),
         (dict(position="alibi"), r"position is 'alibi'"),
         (dict(qk_norm="l2"), r"qk_norm is 'l2'"),
         (dict(hidden_size=0), r"hidden_size is 0; it must be a positive integer"),

@@ -50,7 +50,8 @@ def _modality(**changes: Any) -> str:
         ({"modalites": {}}, "UnimodalARConfig has an unknown key 'modalites'; did you mean 'modalities'?"),
         (
             {"hiden_size": 3},
-            "UnimodalARConfig has an unknown key 'hiden_size'; legal keys are ['backbone', 'modalities']",
+            "UnimodalARConfig has an unknown key 'hiden_size'; legal keys are "
+            "['backbone', 'backbone_source', 'freeze_backbone', 'modalities']",
         ),
         (
             {"backbone": {**NATIVE, "hiden_size": 3}},
@@ -239,16 +240,18 @@ def test_mutable_defaults_are_not_shared() -> None:
     [
         ("hidden_size", "a", "a positive integer"),
         ("hidden_size", 0, "a positive integer"),
-        ("num_hidden_layers", True, "a positive integer"),
+        ("num_hidden_layers", True, "an integer >= 0"),
+        ("num_hidden_layers", False, "an integer >= 0"),
+        ("num_hidden_layers", -1, "an integer >= 0"),
         ("num_attention_heads", 2.0, "a positive integer"),
         ("num_key_value_heads", 0, "a positive integer or None"),
         ("head_dim", "8", "a positive integer or None"),
         ("intermediate_size", -1, "a positive integer or None"),
         ("conditioning_size", 1.5, "a positive integer or None"),
-        ("norm", "batchnorm", "one of ['rmsnorm', 'layernorm']"),
+        ("norm", "batchnorm", "one of ['rmsnorm', 'layernorm', 'none']"),
         ("norm_position", "mid", "one of ['pre', 'post']"),
         ("qk_norm", "l2", "one of ['rmsnorm', 'layernorm', None]"),
-        ("mlp", "relu", "one of ['swiglu', 'gelu', 'gelu_tanh']"),
+        ("mlp", "relu", "one of ['swiglu', 'gelu', 'gelu_tanh', 'none']"),
         ("position", "alibi", "one of ['rope', 'sinusoidal', 'none']"),
         ("attention_bias", "no", "true or false"),
         ("mlp_bias", 1, "true or false"),

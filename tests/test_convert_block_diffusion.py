@@ -414,7 +414,7 @@ def test_what_the_command_cannot_convert(
         (["llamagen", "x.pt", "--block", "4"], "--block goes with --to block-diffusion"),
         (["llamagen", "x.pt", "--noise", "mask"], "--noise goes with --to block-diffusion"),
         (["llamagen"], "the following arguments are required: CKPT"),
-        (["old", "x.pt"], "argument NAME: invalid choice: 'old' (choose from 'bd3lm'"),
+        (["old", "x.pt"], "argument NAME: invalid choice: 'old' (choose from 'autotimes', 'bd3lm'"),
     ],
 )
 def test_the_two_forms_of_the_command_do_not_mix(

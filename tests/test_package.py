@@ -29,7 +29,7 @@ LAYERS = {
         [
             {"_compat", "_version", "layout", "masks", "merging", "noise", "schema", "segment", "sequence"},
             {"backbone", "configuration", "curriculum", "decoder", "embeddings", "generation", "heads"}
-            | {"modality", "objectives"},
+            | {"modality", "objectives", "pretrained"},
             {"modeling"},
             {"adapters", "convert", "evaluation", "fitting", "forecasting", "hub", "pipelines", "saving"}
             | {"training"},

@@ -6,7 +6,8 @@ Shapes: B batch, n new positions, H width.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,23 +43,69 @@ class DecodingCache(DynamicCache):
         return keys, values
 
 
-class NativeBackbone(nn.Module):
+class Backbone(nn.Module):
+    """What the native decoder and a hosted body share: a body, `model`, that may be frozen, or come from elsewhere.
+
+    Attributes:
+        model: the body; nothing between `detach` and `attach`.
+        frozen: whether the body stays as it is: no parameter of its own is trained, and it is in evaluation mode (no
+            dropout) whatever mode the rest is in.
+    """
+
+    model: nn.Module
+
+    def __init__(self, config: UnimodalARConfig, detached: bool) -> None:
+        super().__init__()
+        self.frozen = config.freeze_backbone
+        self._quiet: list[nn.Module] = []  # the frozen body's own modules; a list, so that they have one place
+        # A body that gives way to another one costs neither memory nor the drawing of its weights.
+        with torch.device("meta") if detached else nullcontext():
+            self.model = self._build(config)
+
+    def _build(self, config: UnimodalARConfig) -> nn.Module:
+        raise NotImplementedError
+
+    def detach(self) -> None:
+        """Takes the body out."""
+        self.model = nn.Identity()
+
+    def attach(self, body: nn.Module) -> None:
+        """Puts a body of the configuration's kind in, and freezes of it what is not to be trained."""
+        self.model = body
+        self.freeze_unused()
+
+    def freeze_unused(self) -> None:
+        """Freezes what is not to be trained: a frozen body, else what of it no input reaches."""
+        if self.frozen:
+            self.model.requires_grad_(False)
+            self._quiet = list(self.model.modules())
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        # Not `model.eval()`: LoRA layers that were put into the body later have a dropout of their own.
+        for module in self._quiet:
+            module.training = False
+        return self
+
+
+class NativeBackbone(Backbone):
     """The native decoder behind the common call."""
 
     obstacle = None  # to taking masks: no more than a kernel that can be exchanged
 
-    def __init__(self, config: UnimodalARConfig) -> None:
-        super().__init__()
-        self.model = UnimodalARDecoder(config.backbone)
+    def __init__(self, config: UnimodalARConfig, detached: bool = False) -> None:
+        super().__init__(config, detached)
         self.has_levels = config.has_levels
+        self.freeze_unused()
+
+    def _build(self, config: UnimodalARConfig) -> nn.Module:
+        return UnimodalARDecoder(config.backbone)
 
     @property
     def takes_masks(self) -> bool:
         """Whether attention takes any pattern, not only causal and full ones."""
-        return self.model.config._attn_implementation in TAKE_MASKS
-
-    def freeze_unused(self) -> None:
-        """Every parameter is used."""
+        return cast(UnimodalARDecoder, self.model).config._attn_implementation in TAKE_MASKS
 
     def new_cache(self) -> Any:
         return DecodingCache()
@@ -80,14 +127,15 @@ class NativeBackbone(nn.Module):
         ).last_hidden_state
 
 
-class HostedBackbone(nn.Module):
+class HostedBackbone(Backbone):
     """Any transformers decoder body, used as it is: positions are numbered in sequence, and where these numbers do not
     tell the place in the grid the coordinates are added to the inputs (from zero, so that a pretrained body starts
     undisturbed). Noise levels are added to the inputs, too."""
 
-    def __init__(self, config: UnimodalARConfig) -> None:
-        super().__init__()
-        self.model = AutoModel.from_config(config.backbone)
+    model: Any
+
+    def __init__(self, config: UnimodalARConfig, detached: bool = False) -> None:
+        super().__init__(config, detached)
         if config.needs_coordinates:
             self.coordinates: CoordinateEmbedding | None = CoordinateEmbedding(config.hidden_size, zero_init=True)
         else:
@@ -100,6 +148,9 @@ class HostedBackbone(nn.Module):
         self._arguments = set(inspect.signature(self.model.forward).parameters)  # the mapping itself cannot be copied
         self.obstacle = self._obstacle()
         self.takes_masks = self.obstacle is None
+
+    def _build(self, config: UnimodalARConfig) -> nn.Module:
+        return AutoModel.from_config(config.backbone)
 
     def _obstacle(self) -> str | None:
         """Why the body takes no masks, as the start of a sentence; None: it takes them."""
@@ -114,8 +165,10 @@ class HostedBackbone(nn.Module):
         return None
 
     def freeze_unused(self) -> None:
-        """Freezes the body's token table: values enter as embeddings."""
-        self.model.get_input_embeddings().requires_grad_(False)
+        """Freezes a frozen body, else its token table: values enter as embeddings."""
+        super().freeze_unused()
+        if not isinstance(self.model, nn.Identity):
+            self.model.get_input_embeddings().requires_grad_(False)
 
     def new_cache(self) -> Any:
         # With its configuration a cache of sliding layers would drop keys that our masks still count.
@@ -193,8 +246,10 @@ class HostedBackbone(nn.Module):
         return (pattern.valid if attends else pattern.valid[:, -pattern.queries :]).long()
 
 
-def build_backbone(config: UnimodalARConfig) -> NativeBackbone | HostedBackbone:
-    return (NativeBackbone if isinstance(config.backbone, UnimodalARDecoderConfig) else HostedBackbone)(config)
+def build_backbone(config: UnimodalARConfig, detached: bool = False) -> NativeBackbone | HostedBackbone:
+    """The backbone of a configuration, with new weights; `detached`: its body's are on the meta device."""
+    kind = NativeBackbone if isinstance(config.backbone, UnimodalARDecoderConfig) else HostedBackbone
+    return kind(config, detached)
 
 
 def _has_sliding_layers(config: Any) -> bool:

@@ -75,17 +75,17 @@ class UnimodalARDecoderConfig(StrictConfig):
 
     Args:
         hidden_size: width.
-        num_hidden_layers: depth.
+        num_hidden_layers: depth; 0: none, only the last norm.
         num_attention_heads: query heads.
         num_key_value_heads: key and value heads (grouped-query attention); None: as many as query heads.
         head_dim: size of a head; None: hidden_size / num_attention_heads.
         intermediate_size: inner width of the MLP; None: 8/3 of the width for "swiglu" (rounded up to a multiple of 32),
             else 4 times the width.
-        norm: "rmsnorm" or "layernorm".
+        norm: "rmsnorm", "layernorm" or "none".
         norm_eps: added to the variance.
         norm_position: "pre" (x + f(norm(x))) or "post" (norm(x + f(x))).
         qk_norm: norm of queries and keys per head ("rmsnorm", "layernorm"), or None.
-        mlp: "swiglu", "gelu" (exact) or "gelu_tanh".
+        mlp: "swiglu", "gelu" (exact), "gelu_tanh" or "none".
         attention_bias, mlp_bias: whether these linear layers have biases.
         position: "rope" (axial rotary over t, h, w), "sinusoidal" (added to the inputs) or "none".
         position_axes: shares of the channels that go to t, h and w.
@@ -136,15 +136,17 @@ class UnimodalARDecoderConfig(StrictConfig):
 
     def _check(self) -> None:
         choices: dict[str, tuple[Any, ...]] = {
-            "norm": ("rmsnorm", "layernorm"),
+            "norm": ("rmsnorm", "layernorm", "none"),
             "norm_position": ("pre", "post"),
             "qk_norm": ("rmsnorm", "layernorm", None),
-            "mlp": ("swiglu", "gelu", "gelu_tanh"),
+            "mlp": ("swiglu", "gelu", "gelu_tanh", "none"),
             "position": ("rope", "sinusoidal", "none"),
         }
         for name, legal in choices.items():
             if getattr(self, name) not in legal:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {list(legal)}")
+        if type(self.num_hidden_layers) is not int or self.num_hidden_layers < 0:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers!r}; it must be an integer >= 0")
         self._check_numbers()
         heads, groups = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
         if self.head_dim is None and self.hidden_size % heads:
@@ -160,7 +162,7 @@ class UnimodalARDecoderConfig(StrictConfig):
             raise ValueError(f"position_axes is {axes!r}; it must be three shares (t, h, w) >= 0, not all 0")
 
     def _check_numbers(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        for name in ("hidden_size", "num_attention_heads"):
             if not _is_size(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive integer")
         for name in (
@@ -198,6 +200,9 @@ class UnimodalARConfig(StrictConfig):
             decoder, or the name or path of one on the Hub or on disk, of which only the configuration is read
             (weights: `UnimodalARForGeneration.from_backbone`). None: the native decoder's defaults.
         modalities: name -> options, see `ModalityOptions`.
+        freeze_backbone: whether the backbone's body is left as it is in training.
+        backbone_source: where the frozen body's weights are, so that checkpoints need not hold them: a mapping that
+            `from_backbone` makes (see `pretrained.Source`). None: nowhere else.
 
     Raises:
         ValueError: names every unknown or illegal key.
@@ -207,6 +212,8 @@ class UnimodalARConfig(StrictConfig):
 
     backbone: Any = None
     modalities: dict[str, Any] = field(default_factory=dict)
+    freeze_backbone: bool = False
+    backbone_source: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -221,6 +228,11 @@ class UnimodalARConfig(StrictConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.modalities, dict):
             raise ValueError(f"modalities is a {type(self.modalities).__name__}; it must map names to options")
+        if self.backbone_source is not None and not self.freeze_backbone:
+            raise ValueError(
+                f"freeze_backbone is {self.freeze_backbone!r}; with a backbone_source it must be True, for a body that "
+                "is trained is no longer the source's"
+            )
         options = {name: parse_modality(name, data) for name, data in self.modalities.items()}
         self.modalities = {name: option.model_dump(mode="json") for name, option in options.items()}
         self.backbone = _backbone_config(self.backbone)

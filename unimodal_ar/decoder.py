@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration import UnimodalARDecoderConfig
-from .embeddings import Embedding, ZeroLinear
+from .embeddings import Embedding, ScaledCovariates, ZeroLinear
 from .masks import AttentionPattern, additive
 
 
@@ -62,7 +62,7 @@ class RMSNorm(nn.RMSNorm):
         return _RMSNormFunction.apply(x, weight, self.eps)
 
 
-NORMS: dict[str, type[nn.Module]] = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
+NORMS: dict[str, type[nn.Module]] = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm, "none": nn.Identity}
 
 
 class SwiGLU(nn.Module):
@@ -227,9 +227,11 @@ class UnimodalARDecoderLayer(GradientCheckpointingLayer):
         norm = NORMS[config.norm]
         self.pre = config.norm_position == "pre"
         self.self_attn = DecoderAttention(config, layer_idx)
-        self.mlp = MLPS[config.mlp](config.hidden_size, cast(int, config.intermediate_size), config.mlp_bias)
         self.input_layernorm = norm(config.hidden_size, eps=config.norm_eps)
-        self.post_attention_layernorm = norm(config.hidden_size, eps=config.norm_eps)
+        self.has_mlp = config.mlp != "none"
+        if self.has_mlp:
+            self.mlp = MLPS[config.mlp](config.hidden_size, cast(int, config.intermediate_size), config.mlp_bias)
+            self.post_attention_layernorm = norm(config.hidden_size, eps=config.norm_eps)
         self.dropout = config.dropout
         size = config.conditioning_size
         self.modulation = Modulation(size, config.hidden_size, 6) if size else None
@@ -247,6 +249,8 @@ class UnimodalARDecoderLayer(GradientCheckpointingLayer):
         norm = self.input_layernorm
         attended = self.self_attn(self._enter(x, norm, changes[:2]), mask, is_causal, rotary, past_key_values)
         x = self._leave(x, attended, norm, changes[2:3])
+        if not self.has_mlp:
+            return x
         norm = self.post_attention_layernorm
         return self._leave(x, self.mlp(self._enter(x, norm, changes[3:5])), norm, changes[5:])
 
@@ -277,7 +281,7 @@ class UnimodalARPreTrainedModel(PreTrainedModel):
         if isinstance(module, ZeroLinear):
             for parameter in module.parameters():
                 init.zeros_(parameter)
-        if isinstance(module, Embedding):
+        if isinstance(module, (Embedding, ScaledCovariates)):
             module.init_weights(self.config.initializer_range)
 
 

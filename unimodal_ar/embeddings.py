@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .heads.denoiser import LevelEmbedding
+from .heads.mlp import HiddenLayers
 from .layout import Layout
 from .merging import CodeMerge
 from .modality import ModalityOptions
@@ -62,6 +63,36 @@ class PositionTable(nn.Module):
         return self.table((coords[..., 0] * height + coords[..., 1]) * width + coords[..., 2])
 
 
+class LinearCovariates(nn.Linear):
+    """Covariates [B, n, F], mapped linearly and added to embeddings [B, n, H] where there are any (`has` [n, 1])."""
+
+    @property
+    def features(self) -> int:
+        """F."""
+        return self.in_features
+
+    def mix(self, embeds: Tensor, covariates: Tensor, has: Tensor) -> Tensor:
+        mapped = self(covariates.to(embeds.dtype))
+        return embeds + torch.where(has, mapped, 0)
+
+
+class ScaledCovariates(nn.Module):
+    """e / |e| + s c / |c| for embeddings e and covariates c [B, n, H] with a learnt number s that begins at 1, as in
+    AutoTimes (arXiv 2402.02370; github.com/thuml/AutoTimes). Of a vector of zeros, and of covariates where there are
+    none (`has` [n, 1]), the share is 0."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.features = hidden_size
+        self.scale = nn.Parameter(torch.empty(1))  # no scalar: FSDP takes none
+
+    def mix(self, embeds: Tensor, covariates: Tensor, has: Tensor) -> Tensor:
+        return (_unit(embeds) + self.scale * torch.where(has, _unit(covariates), 0)).to(embeds.dtype)
+
+    def init_weights(self, std: float) -> None:
+        init.ones_(self.scale)
+
+
 class Embedding(nn.Module):
     """Turns values of one modality into inputs of the backbone; a subclass embeds one kind of element.
 
@@ -80,7 +111,8 @@ class Embedding(nn.Module):
         self.level = LevelEmbedding(hidden_size) if objective is not None and objective.has_levels else None
         self.context_noise, self.clean_steps = options.context_noise, options.clean_steps
         self.null = nn.Parameter(torch.empty(hidden_size)) if options.null_probability > 0 else None
-        self.covariates = nn.Linear(options.covariates, hidden_size) if options.covariates else None
+        self.covariates = _covariates(hidden_size, options)
+        self.covariates_of_source = options.covariates_of == "source"
         self.absolute_position = PositionTable(hidden_size, options.grid) if options.absolute_positions else None
         self.target_position: nn.Module | None = None
         self.own_starts = options.target_positions == "starts"
@@ -162,7 +194,8 @@ class Embedding(nn.Module):
         observed = _all_observed(values) if observed is None else observed
         source = (layout.own_source if self.own_starts else layout.source)[places]
         embeds, known = self.read(values, layout, observed, source, start)
-        embeds = self._with_covariates(embeds, covariates, layout.index[places])
+        described = source if self.covariates_of_source else layout.index[places]
+        embeds = self._with_covariates(embeds, covariates, described)
         if self.own_starts:
             own = self._own_start(layout, places).to(embeds.dtype)
             return torch.where(known[..., None], embeds, embeds + own), known
@@ -236,11 +269,12 @@ class Embedding(nn.Module):
         return self._with_covariates(self._placed(embeds, index, observed, layout), covariates, index)
 
     def _with_covariates(self, embeds: Tensor, covariates: Tensor | None, index: Tensor) -> Tensor:
+        """Embeddings [B, n, H] with the covariates of raster indices `index` [n], -1 for none."""
         if self.covariates is None:
             return embeds
         if covariates is None:
-            raise ValueError(f"covariates is None; this modality needs {self.covariates.in_features} features")
-        return embeds + self.covariates(covariates[:, index].to(embeds.dtype))
+            raise ValueError(f"covariates is None; this modality needs {self.covariates.features} features")
+        return self.covariates.mix(embeds, covariates[:, index.clamp(min=0)], (index >= 0)[:, None])
 
     def init_weights(self, std: float) -> None:
         """Initialises what transformers' rules do not reach: bare parameters."""
@@ -275,19 +309,20 @@ class DiscreteEmbedding(Embedding):
 
 
 class ContinuousEmbedding(Embedding):
-    """A linear map of the vector; missing values count as 0 and each adds a learned vector that says so."""
+    """A linear map of the vector, or an MLP; missing values count as 0 and each adds a learned vector that says so."""
 
     def __init__(self, hidden_size: int, options: ModalityOptions) -> None:
         super().__init__(hidden_size, options)
-        dim = cast(ContinuousElement, options.element).dim
-        self.value = nn.Linear(dim, hidden_size)
-        self.missing = nn.Linear(dim, hidden_size, bias=False)
+        self.dim = cast(ContinuousElement, options.element).dim
+        self.layers = HiddenLayers(self.dim, options.embedding)
+        self.value = nn.Linear(self.layers.width, hidden_size)
+        self.missing = nn.Linear(self.dim, hidden_size, bias=False)
 
     def embed(self, values: Tensor, observed: Tensor) -> Tensor:
         seen = (observed if observed.dim() == 3 else observed[..., None]).expand_as(values)
         dtype = self.value.weight.dtype
         values = torch.where(seen, values, 0).to(dtype)  # `where`, not a product: 0 * NaN is NaN
-        return self.value(values) + self.missing((~seen).to(dtype))
+        return self.value(self.layers(values)) + self.missing((~seen).to(dtype))
 
     def disturb(self, values: Tensor, share: Tensor) -> Tensor:
         """(1 - share) values + share e, with e standard normal (CAM, arXiv 2411.18447)."""
@@ -299,6 +334,26 @@ EMBEDDINGS: dict[str, type[Embedding]] = {"discrete": DiscreteEmbedding, "contin
 
 def build_embedding(hidden_size: int, options: ModalityOptions) -> Any:
     return EMBEDDINGS[options.element.kind](hidden_size, options)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x / |x| [..., H], in float32 or wider; 0 where x is."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(norm > 0, norm, 1)
+
+
+def _covariates(hidden_size: int, options: ModalityOptions) -> LinearCovariates | ScaledCovariates | None:
+    if not options.covariates:
+        return None
+    if options.covariates_mixing == "linear":
+        return LinearCovariates(options.covariates, hidden_size)
+    if options.covariates != hidden_size:
+        raise ValueError(
+            f"covariates is {options.covariates}; with covariates_mixing 'scaled' it must be the backbone's "
+            f"hidden_size, {hidden_size}"
+        )
+    return ScaledCovariates(hidden_size)
 
 
 def _all_observed(values: Tensor) -> Tensor:

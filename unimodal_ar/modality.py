@@ -20,7 +20,7 @@ from torch import nn
 from .heads import HEADS, Head
 from .layout import ORDERS, Layout
 from .objectives import OBJECTIVES, Objective
-from .schema import DiscreteElement, Element, Strict, parse
+from .schema import DiscreteElement, Element, MLPOptions, Strict, parse
 
 Block = PositiveInt | Literal["row", "frame", "whole"] | list[PositiveInt] | dict[str, list[PositiveInt]] | None
 
@@ -70,7 +70,12 @@ class ModalityOptions(Strict):
             elements of a block that would read the same source only the first does, and what reads nothing gets,
             besides the start, a learned vector for its place in the block: the "middle bos" of NBP, arXiv 2502.07737).
             None: "fourier" where the layout needs it.
+        embedding: hidden layers before the linear map that embeds a continuous element; None: none.
         covariates: number of covariate features per element.
+        covariates_mixing: how they join the embedding e: "linear" (e + a linear map of them), or "scaled", for features
+            c of the hidden size: e / |e| + s c / |c| with a learnt number s (AutoTimes, arXiv 2402.02370).
+        covariates_of: whose covariates a position gets that reads one element and predicts another: those of the
+            "target" that it predicts, or those of the "source" that it reads, as AutoTimes; a start reads none.
         null_probability: how often, in training, this modality is replaced by its null vector when it is context;
             above 0 it can be guided (classifier-free guidance, arXiv 2207.12598).
         conditioning: whether its embedding, as context, also goes to the native decoder's adaptive norms.
@@ -91,7 +96,10 @@ class ModalityOptions(Strict):
     start: Literal["learned", "context", "none"] = "learned"
     absolute_positions: bool = False
     target_positions: Literal["fourier", "learned", "starts"] | None = None
+    embedding: MLPOptions | None = None
     covariates: NonNegativeInt = 0
+    covariates_mixing: Literal["linear", "scaled"] = "linear"
+    covariates_of: Literal["target", "source"] = "target"
     null_probability: float = Field(0.0, ge=0, lt=1)
     conditioning: bool = False
     context_noise: float = Field(0.0, ge=0, lt=1)
@@ -106,7 +114,7 @@ class ModalityOptions(Strict):
         if data.get("head") is None:
             if data.get("objective") is not None:
                 raise ValueError("has an objective but no head; a modality that is generated needs both")
-            for key, idle in (("start", "learned"), ("target_positions", None)):
+            for key, idle in (("start", "learned"), ("target_positions", None), ("covariates_of", "target")):
                 if data.get(key, idle) != idle:
                     raise ValueError(f"has {key} {data[key]!r} but no head; only what is generated has a use for it")
             layout = data.get("layout") or {}
@@ -125,6 +133,22 @@ class ModalityOptions(Strict):
         if clean_steps and grid and clean_steps >= grid[0]:
             raise ValueError(f"it must be fewer than the grid's steps, {grid[0]}")
         return clean_steps
+
+    @field_validator("embedding")
+    @classmethod
+    def _of_vectors(cls, embedding: MLPOptions | None, info: ValidationInfo) -> MLPOptions | None:
+        if embedding is not None and isinstance(info.data.get("element"), DiscreteElement):
+            raise ValueError(
+                "the element is discrete, and embedded by a table; only continuous ones take hidden layers"
+            )
+        return embedding
+
+    @field_validator("covariates_mixing", "covariates_of")
+    @classmethod
+    def _of_covariates(cls, choice: str, info: ValidationInfo) -> str:
+        if choice in ("scaled", "source") and info.data.get("covariates") == 0:
+            raise ValueError("there are no covariates, whose number is 0")
+        return choice
 
     @cached_property
     def built_objective(self) -> Objective | None:
@@ -170,6 +194,11 @@ def parse_modality(name: str, data: Any) -> ModalityOptions:
         )
         if problem:
             raise ValueError(f"modalities.{name}.{problem}")
+        if options.covariates_of == "source" and not options.built_objective.reads_sources:
+            raise ValueError(
+                f"modalities.{name}.covariates_of is 'source' under {(options.objective or {})['kind']}, where each "
+                "position holds what it predicts; it must be 'target'"
+            )
     if ORDERS[options.layout.order].random and options.start == "none":
         raise ValueError(
             f"modalities.{name}.start is 'none' with the random order {options.layout.order!r}; the first block, which "

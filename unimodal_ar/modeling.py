@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from .backbone import build_backbone
@@ -26,6 +25,7 @@ from .modality import ModalityOptions
 from .objectives import Objective
 from .objectives.base import TrainingPlan
 from .objectives.parts import context_part, seen_before
+from .pretrained import PretrainedBodyMixin
 from .schema import ContinuousElement, DiscreteElement
 from .segment import Grid, Segment
 from .sequence import Cursor, Part
@@ -61,8 +61,16 @@ class _Job:
     members: Tensor | None
 
 
-class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMixin):
-    """Sequences of segments: likelihoods in `forward`, samples from `generate` and `stream`."""
+class UnimodalARForGeneration(  # type: ignore[misc]  # from_pretrained has fewer names than transformers gives its own
+    PretrainedBodyMixin, UnimodalARPreTrainedModel, UnimodalARGenerationMixin
+):
+    """Sequences of segments: likelihoods in `forward`, samples from `generate` and `stream`.
+
+    Args:
+        config: what to build.
+        detached: leave the backbone's body out, for another to be put in; None: where the configuration says that its
+            weights are elsewhere.
+    """
 
     config_class = UnimodalARConfig
     config: UnimodalARConfig
@@ -70,13 +78,14 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
     main_input_name = "segments"
     generation_config_class = UnimodalARGenerationConfig
 
-    def __init__(self, config: UnimodalARConfig) -> None:
+    def __init__(self, config: UnimodalARConfig, detached: bool | None = False) -> None:
         super().__init__(config)
+        detached = config.backbone_source is not None if detached is None else detached
         if not config.modalities:
             raise ValueError("modalities is empty; a model needs at least one")
         self.options: dict[str, ModalityOptions] = {name: config.modality(name) for name in config.modalities}
         width = config.hidden_size
-        self.backbone = build_backbone(config)
+        self.backbone = build_backbone(config, detached)
         self.embeddings = nn.ModuleDict({name: build_embedding(width, o) for name, o in self.options.items()})
         generated = {name: options for name, options in self.options.items() if options.head is not None}
         self.heads = nn.ModuleDict(
@@ -91,32 +100,8 @@ class UnimodalARForGeneration(UnimodalARPreTrainedModel, UnimodalARGenerationMix
                 )
         self.curricula = {name: Curriculum() for name in generated}
         self.post_init()
-
-    @classmethod
-    def from_backbone(
-        cls, backbone: str | PreTrainedModel, modalities: dict[str, dict[str, Any]], **kwargs: Any
-    ) -> UnimodalARForGeneration:
-        """A model around a pretrained decoder body; embeddings and heads are new.
-
-        Args:
-            backbone: a transformers body (`AutoModel`, not `...ForCausalLM`), or its name on the Hub or path.
-            modalities: as in `UnimodalARConfig`.
-            kwargs: passed to `AutoModel.from_pretrained` (`dtype`, `revision`, `gguf_file`, ...) for a name or path.
-        """
-        body = AutoModel.from_pretrained(backbone, **kwargs) if isinstance(backbone, str) else backbone
-        model: Any = cls(UnimodalARConfig(backbone=body.config, modalities=modalities))
-        model.backbone.model.load_state_dict(body.state_dict())
-        for parameter in model.parameters():  # not `.to`: rotary tables stay in float32, as after from_pretrained
-            parameter.data = parameter.data.to(body.dtype)
-        return model
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', which makes every parameter trainable, those that no input reaches too."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
-        model.backbone.freeze_unused()
-        return loaded
+        if detached:  # not before: transformers has read from the body what it needs to know
+            self.backbone.detach()
 
     def new_modules(self) -> list[str]:
         """Names of the modules that a pretrained backbone does not bring along: embeddings, heads, and, where there

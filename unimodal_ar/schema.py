@@ -46,6 +46,22 @@ class ContinuousElement(Strict):
     dim: PositiveInt
 
 
+class MLPOptions(Strict):
+    """Hidden layers, each a linear map with a bias, an activation, and dropout in training.
+
+    Args:
+        layers: how many.
+        width: of each.
+        activation: "gelu" is the exact one.
+        dropout: the probability that a hidden value is left out.
+    """
+
+    layers: PositiveInt = 1
+    width: PositiveInt
+    activation: Literal["tanh", "relu", "gelu", "silu"] = "gelu"
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
 Element = Annotated[DiscreteElement | ContinuousElement, Field(discriminator="kind")]
 
 Model = TypeVar("Model", bound=BaseModel)

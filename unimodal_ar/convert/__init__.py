@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .autotimes import convert_autotimes, load_autotimes
 from .bd3lm import convert_bd3lm, load_bd3lm
 from .block_diffusion import adapted, convert_to_block_diffusion
 from .llamagen import convert_llamagen, load_llamagen
@@ -17,6 +18,7 @@ from .timer import convert_timer, load_timer
 from .weights import load, read_weights, rename
 
 CONVERTERS: dict[str, Callable[..., Any]] = {
+    "autotimes": load_autotimes,
     "bd3lm": load_bd3lm,
     "llamagen": load_llamagen,
     "nbp": load_nbp,
@@ -28,6 +30,7 @@ CONVERTERS: dict[str, Callable[..., Any]] = {
 __all__ = [
     "CONVERTERS",
     "adapted",
+    "convert_autotimes",
     "convert_bd3lm",
     "convert_llamagen",
     "convert_nbp",
@@ -35,6 +38,7 @@ __all__ = [
     "convert_timer",
     "convert_to_block_diffusion",
     "load",
+    "load_autotimes",
     "load_bd3lm",
     "load_llamagen",
     "load_nbp",

@@ -69,6 +69,7 @@ def convert_to_block_diffusion(
         "objective": objective,
         "start": "learned" if options["start"] == "context" else options["start"],
         "target_positions": None,
+        "covariates_of": "target",
     }
     modalities = {**model.config.modalities, name: {**options, **changes}}
     return adapted(model, UnimodalARConfig(backbone=model.config.backbone, modalities=modalities))
@@ -162,7 +163,7 @@ def _nothing(embedding: Any) -> Tensor:
     weight = next(embedding.parameters())
     if not embedding.codes:
         missing = torch.zeros(1, 1, 1, dtype=torch.bool, device=weight.device)
-        return embedding.embed(weight.new_zeros(1, 1, embedding.value.in_features), missing)[0, 0]
+        return embedding.embed(weight.new_zeros(1, 1, embedding.dim), missing)[0, 0]
     codes = torch.arange(embedding.vocab_size, device=weight.device)[None, :, None].expand(-1, -1, embedding.codes)
     return embedding.embed(codes, torch.ones_like(codes[..., 0], dtype=torch.bool))[0].mean(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..noise import Generator
-from ..schema import ContinuousElement, DiscreteElement, Strict
+from ..schema import ContinuousElement, DiscreteElement, MLPOptions, Strict
+from .mlp import HiddenLayers
 
 
 class Head(nn.Module):
@@ -85,8 +87,18 @@ class Head(nn.Module):
         return self.sample(unconditional + guidance_scale * (hidden - unconditional), **sampling)
 
 
+class ContinuousOptions(Strict):
+    """trunk: hidden layers between the hidden state and the head's own maps; None: none."""
+
+    trunk: MLPOptions | None = None
+
+
 class ContinuousHead(Head):
-    """What heads of continuous elements share: D values per element, each of which may be missing."""
+    """What heads of continuous elements share: D values per element, each of which may be missing, and a trunk.
+
+    Attributes:
+        width: W of what the head's own maps read, H without a trunk.
+    """
 
     element_kind = "continuous"
 
@@ -94,11 +106,25 @@ class ContinuousHead(Head):
         super().__init__(hidden_size, element, options)
         assert isinstance(element, ContinuousElement)
         self.dim = element.dim
+        self.trunk = HiddenLayers(hidden_size, options.trunk)
+        self.width = self.trunk.width
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """[..., W] what the head's own maps read: hidden [..., H] behind the trunk."""
+        with torch.autocast(hidden.device.type, enabled=False):  # as all that follows, see `project`
+            return self.trunk(hidden.to(next(self.trunk.parameters()).dtype)) if len(self.trunk) else hidden
 
     def project(self, hidden: Tensor) -> Tensor:
         # Under autocast a location of 3.0 would be rounded to a multiple of 1/64: visible in a forecast.
         with torch.autocast(hidden.device.type, enabled=False):
-            return super().project(hidden)
+            return super().project(self.features(hidden))
+
+    def sample_guided(self, hidden: Tensor, unconditional: Tensor, guidance_scale: float, **sampling: Any) -> Tensor:
+        # A trunk is not linear. What follows it is, so that what it gives is guided, and read by the head without it.
+        states = self.features(hidden), self.features(unconditional)
+        rest = copy.copy(self)
+        rest._modules = {**self._modules, "trunk": HiddenLayers(self.width, None)}
+        return super(ContinuousHead, rest).sample_guided(*states, guidance_scale, **sampling)
 
     def fill_missing(self, hidden: Tensor, values: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
         """`values` with 0 where they are missing (there they may be NaN, which arithmetic would pass on to the

@@ -15,8 +15,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ..noise import Generator, normal
-from ..schema import ContinuousElement, DiscreteElement, Strict, positive_int
-from .base import ContinuousHead, check_temperature, mean_observed, reject_truncation
+from ..schema import ContinuousElement, DiscreteElement, positive_int
+from .base import ContinuousHead, ContinuousOptions, check_temperature, mean_observed, reject_truncation
 from .categorical import guide
 from .denoiser import Denoiser
 
@@ -35,7 +35,7 @@ def _cosine_schedule() -> np.ndarray:
 SIGNAL = _cosine_schedule()
 
 
-class DiffusionOptions(Strict):
+class DiffusionOptions(ContinuousOptions):
     """width: of the network; None: the hidden size. layers: of the network. steps: evaluations of the network per draw,
     where the caller names no other number. draws: noise draws per element in the loss, which share the backbone's pass
     (MAR, arXiv 2406.11838, section 4.2)."""
@@ -69,14 +69,14 @@ class DiffusionHead(ContinuousHead):
     ) -> None:
         super().__init__(hidden_size, element, options)
         self.draws, self.steps = options.draws, options.steps
-        self.denoiser = Denoiser(hidden_size, self.dim, options.width or hidden_size, options.layers)
+        self.denoiser = Denoiser(self.width, self.dim, options.width or hidden_size, options.layers)
 
-    def velocity(self, x: Tensor, hidden: Tensor, level: Tensor) -> Tensor:
+    def velocity(self, x: Tensor, features: Tensor, level: Tensor) -> Tensor:
         """[..., D] v = sqrt(a_t) e - sqrt(1 - a_t) x that the network predicts at x [..., D] of `level` [...], with
-        hidden [..., H]; in float32 or wider."""
+        `features` of a hidden state [..., W]; in float32 or wider."""
         # Under autocast each step would round to 1/256 of a value, and so would the loss.
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.denoiser(x, hidden, level / LEVELS)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.denoiser(x, features, level / LEVELS)
 
     def loss(self, hidden: Tensor, target: Tensor, observed: Tensor | None = None) -> Tensor:
         """[...] squared error of the noise: mean over R draws of level and noise and an element's observed values."""
@@ -88,7 +88,7 @@ class DiffusionHead(ContinuousHead):
         roots = np.sqrt([SIGNAL, 1 - SIGNAL])
         data, rest = torch.as_tensor(roots, dtype=values.dtype, device=values.device)[:, level, None]
         x = data * values + rest * noise
-        error = rest * x + data * self.velocity(x, hidden, level) - noise
+        error = rest * x + data * self.velocity(x, self.features(hidden), level) - noise
         return mean_observed(error.square().mean(0), mask)
 
     def sample(
@@ -135,6 +135,7 @@ class DiffusionHead(ContinuousHead):
             raise ValueError(f"head_steps is {steps}; it must be at most {LEVELS}, the number of noise levels")
         wide = torch.promote_types(self.denoiser.output.weight.dtype, torch.float32)
         shape = (*hidden.shape[1:-1], self.dim)
+        features = self.features(hidden)
 
         def noise() -> Tensor:
             return temperature * normal(shape, generator, hidden.device).to(wide)
@@ -142,7 +143,7 @@ class DiffusionHead(ContinuousHead):
         x = noise()
         levels = np.linspace(LEVELS - 1, 0, steps).round().astype(int)
         for level, later in zip(levels.tolist(), [*levels[1:].tolist(), None], strict=True):
-            v = guide(self.velocity(x, hidden, torch.tensor(level, device=x.device)), guidance_scale)
+            v = guide(self.velocity(x, features, torch.tensor(level, device=x.device)), guidance_scale)
             x = _towards(x, v, level, later)
             if later is not None:
                 x = x + math.sqrt(1 - SIGNAL[level] / SIGNAL[later]) * noise()

@@ -10,12 +10,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ..noise import Generator, uniform
-from ..schema import ContinuousElement, DiscreteElement, Strict
-from .base import ContinuousHead, check_temperature, mean_observed, reject_truncation
+from ..schema import ContinuousElement, DiscreteElement
+from .base import ContinuousHead, ContinuousOptions, check_temperature, mean_observed, reject_truncation
 from .denoiser import Denoiser
 
 
-class EnergyOptions(Strict):
+class EnergyOptions(ContinuousOptions):
     """width: of the network; None: the hidden size. layers: of the network. noise: how many random numbers it reads,
     best no fewer than the values of an element. alpha: power of the distance in the score; EAR's is 1, and 0.5 told
     well separated clusters apart sooner. draws: vectors drawn per element in the loss, which share the backbone's
@@ -48,13 +48,13 @@ class EnergyHead(ContinuousHead):
         super().__init__(hidden_size, element, options)
         self.noise, self.alpha, self.draws = options.noise, options.alpha, options.draws
         width = options.width or hidden_size
-        self.network = Denoiser(self.noise, hidden_size, width, options.layers, levels=0, outputs=self.dim)
+        self.network = Denoiser(self.noise, self.width, width, options.layers, levels=0, outputs=self.dim)
 
     def transform(self, hidden: Tensor, noise: Tensor) -> Tensor:
         """[..., D] what the network makes of hidden [..., H] and noise [..., noise], in float32 or wider."""
         # Under autocast a value of 3.0 would be rounded to a multiple of 1/64: visible in a forecast.
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.network(hidden, noise)
+            return self.network(self.features(hidden), noise)
 
     def loss(self, hidden: Tensor, target: Tensor, observed: Tensor | None = None) -> Tensor:
         """[...] energy score (less is better) of R draws per element, without bias; 0 where nothing is observed. A

@@ -15,15 +15,15 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ..noise import Generator, normal
-from ..schema import ContinuousElement, DiscreteElement, Strict, positive_int
-from .base import ContinuousHead, check_temperature, mean_observed, reject_truncation
+from ..schema import ContinuousElement, DiscreteElement, positive_int
+from .base import ContinuousHead, ContinuousOptions, check_temperature, mean_observed, reject_truncation
 from .categorical import guide
 from .denoiser import Denoiser
 
 Velocity = Callable[..., Tensor]  # (x [..., D], levels []) -> [..., D]
 
 
-class PathOptions(Strict):
+class PathOptions(ContinuousOptions):
     """width: of the network; None: the hidden size. layers: of the network. draws: noise draws per element in the loss,
     which share the backbone's pass (MAR, arXiv 2406.11838). time_mean, time_std: the loss is taken at times
     1 / (1 + exp(-z)), z normal with these two (Esser et al., arXiv 2403.03206, whose std of 1 leaves the end of the
@@ -60,13 +60,14 @@ class PathHead(ContinuousHead):
         self.draws, self.steps = options.draws, options.steps
         self.time_mean, self.time_std = options.time_mean, options.time_std
         width = options.width or hidden_size
-        self.denoiser = Denoiser(hidden_size, self.dim, width, options.layers, self.levels)
+        self.denoiser = Denoiser(self.width, self.dim, width, options.layers, self.levels)
 
-    def velocity(self, x: Tensor, hidden: Tensor, *levels: Tensor) -> Tensor:
-        """[..., D] what the network says at x [..., D] with hidden [..., H], each level [...], in float32 or wider."""
+    def velocity(self, x: Tensor, features: Tensor, *levels: Tensor) -> Tensor:
+        """[..., D] what the network says at x [..., D] with `features` of a hidden state [..., W], each level [...]; in
+        float32 or wider."""
         # Under autocast each step would round to 1/256 of a value, and so would the loss.
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.denoiser(x, hidden, *levels)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.denoiser(x, features, *levels)
 
     def integrate(self, velocity: Velocity, x: Tensor, steps: int) -> Tensor:
         """Noise x [..., D] at time 1 -> values at time 0, in `steps` evaluations of `velocity`."""
@@ -117,10 +118,11 @@ class PathHead(ContinuousHead):
         reject_truncation(self, top_k, top_p)
         steps = self.steps if head_steps is None else positive_int("head_steps", head_steps)
         noise = temperature * normal((*hidden.shape[1:-1], self.dim), generator, hidden.device)
+        features = self.features(hidden)
         wide = torch.promote_types(self.denoiser.output.weight.dtype, torch.float32)
 
         def velocity(x: Tensor, *levels: Tensor) -> Tensor:
-            return guide(self.velocity(x, hidden, *levels), guidance_scale)
+            return guide(self.velocity(x, features, *levels), guidance_scale)
 
         return self.integrate(velocity, noise.to(wide), steps)
 
@@ -144,7 +146,7 @@ class FlowHead(PathHead):
         target, mask = self.fill_missing(hidden, target, observed)
         time = self.times(self.draws, *target.shape[:-1], device=target.device)
         x, velocity = noised(target, time)
-        error = self.velocity(x, hidden, time) - velocity
+        error = self.velocity(x, self.features(hidden), time) - velocity
         return mean_observed(error.square().mean(0), mask)
 
     def integrate(self, velocity: Velocity, x: Tensor, steps: int) -> Tensor:

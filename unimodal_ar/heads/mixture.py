@@ -16,8 +16,15 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ..noise import Generator, uniform
-from ..schema import ContinuousElement, DiscreteElement, Strict
-from .base import ContinuousHead, check_levels, check_temperature, inverse_softplus, reject_truncation
+from ..schema import ContinuousElement, DiscreteElement
+from .base import (
+    ContinuousHead,
+    ContinuousOptions,
+    check_levels,
+    check_temperature,
+    inverse_softplus,
+    reject_truncation,
+)
 from .categorical import draw_category
 
 
@@ -97,7 +104,7 @@ class StudentT:
 FAMILIES: dict[str, type[Gaussian | StudentT]] = {"gaussian": Gaussian, "student_t": StudentT}
 
 
-class MixtureOptions(Strict):
+class MixtureOptions(ContinuousOptions):
     """family: of every component. components: K. min_scale: the smallest scale of a component, in the units of the
     values (which are standardised); it bounds the likelihood."""
 
@@ -133,7 +140,7 @@ class MixtureHead(ContinuousHead):
         super().__init__(hidden_size, element, options)
         self.family, self.components, self.min_scale = FAMILIES[options.family], options.components, options.min_scale
         self.parts = 3 if self.family.has_shape else 2
-        self.proj = nn.Linear(hidden_size, self.components * (1 + self.parts * self.dim))
+        self.proj = nn.Linear(self.width, self.components * (1 + self.parts * self.dim))
 
     def mixture(self, hidden: Tensor) -> Mixture:
         """The parameters for hidden [..., H], in float32 or wider."""

@@ -15,9 +15,10 @@ from pydantic import field_validator
 from torch import Tensor, nn
 
 from ..noise import Generator, uniform
-from ..schema import ContinuousElement, DiscreteElement, Strict
+from ..schema import ContinuousElement, DiscreteElement
 from .base import (
     ContinuousHead,
+    ContinuousOptions,
     check_levels,
     check_temperature,
     inverse_softplus,
@@ -26,7 +27,7 @@ from .base import (
 )
 
 
-class QuantileOptions(Strict):
+class QuantileOptions(ContinuousOptions):
     """levels: what is learnt; strictly increasing in (0, 1), with 0.5 and at least one level on either side of it."""
 
     levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -65,7 +66,7 @@ class QuantileHead(ContinuousHead):
         normal = [NormalDist().inv_cdf(level) for level in options.levels]
         # Python floats, not a buffer: transformers does not restore non-persistent buffers on load.
         self.gap_shift = [inverse_softplus(high - low) for low, high in pairwise(normal)]
-        self.proj = nn.Linear(hidden_size, self.dim * len(self.levels))
+        self.proj = nn.Linear(self.width, self.dim * len(self.levels))
 
     def knots(self, hidden: Tensor) -> Tensor:
         """[..., D, M] the quantiles at the learnt levels, non-decreasing along the last axis."""

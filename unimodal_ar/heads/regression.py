@@ -9,11 +9,11 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from ..noise import Generator
-from ..schema import ContinuousElement, DiscreteElement, Strict
-from .base import ContinuousHead, mean_observed, reject_truncation
+from ..schema import ContinuousElement, DiscreteElement
+from .base import ContinuousHead, ContinuousOptions, mean_observed, reject_truncation
 
 
-class RegressionOptions(Strict):
+class RegressionOptions(ContinuousOptions):
     """loss: squared error, absolute error, or Huber's (quadratic up to an error of `delta`, linear beyond).
     delta: in the units of the values; for huber only. bias: whether the linear map has one."""
 
@@ -42,7 +42,7 @@ class RegressionHead(ContinuousHead):
     ) -> None:
         super().__init__(hidden_size, element, options)
         self.error, self.delta = options.loss, options.delta
-        self.proj = nn.Linear(hidden_size, self.dim, bias=options.bias)
+        self.proj = nn.Linear(self.width, self.dim, bias=options.bias)
 
     def mean(self, hidden: Tensor) -> Tensor:
         """[..., D] the point forecast."""

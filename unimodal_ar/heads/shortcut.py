@@ -66,6 +66,7 @@ class ShortcutHead(PathHead):
         """[...] squared error of the velocity (R - C draws) and of the long steps (C draws): mean over the R draws and
         an element's observed values."""
         target, mask = self.fill_missing(hidden, target, observed)
+        features = self.features(hidden)
         elements, device = target.shape[:-1], target.device
         long = torch.randint(self.halvings, (self.bootstraps, *elements), device=device)  # a step of 1 / 2^long
         step = 0.5**long
@@ -76,14 +77,14 @@ class ShortcutHead(PathHead):
         x, goal = noised(target, time)
         boot = slice(self.bootstraps)
         with torch.no_grad():
-            goal[boot] = self._two_half_steps(x[boot], hidden, time[boot], step, long + 1)
-        error = self.velocity(x, hidden, time, self.level(halvings)) - goal
+            goal[boot] = self._two_half_steps(x[boot], features, time[boot], step, long + 1)
+        error = self.velocity(x, features, time, self.level(halvings)) - goal
         return mean_observed(error.square().mean(0), mask)
 
-    def _two_half_steps(self, x: Tensor, hidden: Tensor, time: Tensor, step: Tensor, halvings: Tensor) -> Tensor:
+    def _two_half_steps(self, x: Tensor, features: Tensor, time: Tensor, step: Tensor, halvings: Tensor) -> Tensor:
         level, half = self.level(halvings), step / 2
-        first = self.velocity(x, hidden, time, level)
-        second = self.velocity(x - half[..., None] * first, hidden, time - half, level)
+        first = self.velocity(x, features, time, level)
+        second = self.velocity(x - half[..., None] * first, features, time - half, level)
         return (first + second) / 2
 
     def level(self, halvings: Tensor) -> Tensor:

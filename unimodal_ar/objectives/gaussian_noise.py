@@ -99,7 +99,7 @@ class GaussianNoise(Noise):
         def velocity(x: Tensor, t: float) -> Tensor:
             level = x.new_full(x.shape[:2], t)
             x = torch.where(fixed, _mixed(wide, noise, level), x)
-            return head.mean(decoding.guide(restore(Noisy(x, level=level)))).to(x.dtype)
+            return decoding.guide(tuple(map(head.mean, restore(Noisy(x, level=level))))).to(x.dtype)
 
         x = noise
         for number, (t, following) in enumerate(pairwise(times)):

@@ -19,9 +19,11 @@ from ..adapters import ADAPTERS, Adapter, AutoAdapter
 from ..configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from ..heads import HEADS
 from ..modality import ModalityOptions, check_part, parse_modality
+from ..modeling import UnimodalARForGeneration
 from ..objectives import OBJECTIVES
 from ..schema import Strict, parse
 from . import arguments
+from .body import PretrainedBody
 from .data import DATA, Evaluator
 from .schedule import check_schedule
 
@@ -57,8 +59,8 @@ _Loader.add_implicit_resolver(
 
 
 class ModelSection(Strict):
-    """`UnimodalARConfig` as YAML; `element`, `covariates` and `grid` of a modality come from its adapter and data where
-    they are left out."""
+    """`UnimodalARConfig` as YAML, the backbone as a `PretrainedBody`, too; `element`, `covariates` and `grid` of a
+    modality come from its adapter and data where they are left out."""
 
     backbone: dict[str, Any] | str = Field(default_factory=lambda: {"model_type": UnimodalARDecoderConfig.model_type})
     modalities: dict[str, dict[str, Any]]
@@ -101,6 +103,7 @@ class Resolved:
         data: the source of examples.
         evaluation: the checked section, or None.
         config: of the model.
+        body: the pretrained one of `model.backbone`, or None.
     """
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -126,6 +129,7 @@ class Resolved:
         self.adapters: dict[str, Adapter] = {name: adapters[name] for name in [*self.data.modalities, *adapters]}
         self.evaluation: Strict | None = evaluation
         self.config: UnimodalARConfig = cast(UnimodalARConfig, config)
+        self.body = _pretrained(self.recipe.model.backbone)
 
     @property
     def document(self) -> dict[str, Any]:
@@ -135,6 +139,7 @@ class Resolved:
         body = {key: value for key, value in config["backbone"].items() if key not in _NOT_OF_THE_BODY}
         if body.get("dtype") is None:
             body.pop("dtype", None)
+        body = body if self.body is None else self.body.model_dump(mode="json")
         evaluation = None if self.evaluation is None else self.evaluation.model_dump(mode="json")
         return self.recipe.model_dump(mode="json") | {
             "model": {"backbone": body, "modalities": config["modalities"]},
@@ -143,6 +148,10 @@ class Resolved:
             "training": arguments.merged(self.recipe.training),
             "evaluation": evaluation,
         }
+
+    def new_model(self) -> UnimodalARForGeneration:
+        """The model before training: random weights, but for a pretrained body."""
+        return UnimodalARForGeneration(self.config) if self.body is None else self.body.model(self.config)
 
     def evaluator(self) -> Evaluator | None:
         """What judges the trained model, where the recipe asks for it. Reads the data."""
@@ -299,9 +308,21 @@ def _modality(name: str, written: dict[str, Any], adapters: dict[str, Adapter], 
 def _config(recipe: Recipe, adapters: dict[str, Adapter], data: Any) -> UnimodalARConfig:
     written = recipe.model.modalities
     modalities = {name: _modality(name, options, adapters, data) for name, options in written.items()}
-    config = UnimodalARConfig(backbone=recipe.model.backbone, modalities=modalities)
+    config = UnimodalARConfig(**_backbone(recipe.model.backbone), modalities=modalities)
     data.check_model(config)
     return config
+
+
+def _pretrained(backbone: dict[str, Any] | str) -> PretrainedBody | None:
+    if not isinstance(backbone, dict) or "pretrained" not in backbone:
+        return None
+    return parse(PretrainedBody, backbone, "model.backbone")
+
+
+def _backbone(backbone: dict[str, Any] | str) -> dict[str, Any]:
+    """What `UnimodalARConfig` is told of the backbone."""
+    body = _pretrained(backbone)
+    return {"backbone": backbone} if body is None else {"backbone": body.config(), "freeze_backbone": body.frozen}
 
 
 def _check_model(
@@ -340,9 +361,9 @@ def _check_backbone(backbone: Any) -> None:
     if not isinstance(backbone, (dict, str)):  # the schema's to say
         return
     try:
-        UnimodalARConfig(backbone=backbone)
+        UnimodalARConfig(**_backbone(backbone))
     except ValueError as error:
-        message = str(error)
+        message = str(error).removeprefix("model.")
         raise ValueError(f"model.{'' if message.startswith('backbone') else 'backbone: '}{message}") from None
     except OSError as error:
         raise ValueError(f"model.backbone is {backbone!r}, which cannot be loaded: {_one_line(error)}") from None
