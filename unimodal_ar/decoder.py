@@ -227,10 +227,11 @@ class UnimodalARDecoderLayer(GradientCheckpointingLayer):
         norm = NORMS[config.norm]
         self.pre = config.norm_position == "pre"
         self.self_attn = DecoderAttention(config, layer_idx)
-        self.input_layernorm = norm(config.hidden_size, eps=config.norm_eps)
         self.has_mlp = config.mlp != "none"
         if self.has_mlp:
             self.mlp = MLPS[config.mlp](config.hidden_size, cast(int, config.intermediate_size), config.mlp_bias)
+        self.input_layernorm = norm(config.hidden_size, eps=config.norm_eps)
+        if self.has_mlp:
             self.post_attention_layernorm = norm(config.hidden_size, eps=config.norm_eps)
         self.dropout = config.dropout
         size = config.conditioning_size
