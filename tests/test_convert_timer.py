@@ -70,7 +70,7 @@ def test_forecast_hidden_states_and_embeddings(
     vectors: Vectors, converted: tuple[UnimodalARForGeneration, TimeSeriesAdapter]
 ) -> None:
     inputs, hidden, forecast = teacher_forced(converted, rows(vectors.tensors["in.x"]))
-    embedded, rotary = converted[0].backbone.model.position(inputs.embeds, inputs.coords)
+    embedded, rotary = cast(Any, converted[0].backbone).model.position(inputs.embeds, inputs.coords)
     assert rotary is None
     assert_near(embedded, vectors.tensors["out.embed"])
     assert_near(hidden, vectors.tensors["out.hidden"])
