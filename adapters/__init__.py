@@ -6,7 +6,17 @@ from .audio import AudioAdapter, AudioClip, AudioSource, read_audios
 from .base import ADAPTERS, Adapter, AdapterOptions, AutoAdapter, load_adapters, register_adapter
 from .image import ImageAdapter, ImageSource, read_images
 from .label import LabelAdapter
-from .timeseries import Series, SeriesSegment, TimeSeriesAdapter, last_steps, read_series, stack_series
+from .text_states import LanguageModel, TextStates
+from .timeseries import (
+    Series,
+    SeriesSegment,
+    TimeSeriesAdapter,
+    Timestamps,
+    last_steps,
+    read_series,
+    stack_series,
+    time_of_step,
+)
 from .video import VideoAdapter, VideoClip, VideoSource, open_video, read_videos
 
 __all__ = [
@@ -20,9 +30,12 @@ __all__ = [
     "ImageAdapter",
     "ImageSource",
     "LabelAdapter",
+    "LanguageModel",
     "Series",
     "SeriesSegment",
+    "TextStates",
     "TimeSeriesAdapter",
+    "Timestamps",
     "VideoAdapter",
     "VideoClip",
     "VideoSource",
@@ -35,4 +48,5 @@ __all__ = [
     "read_videos",
     "register_adapter",
     "stack_series",
+    "time_of_step",
 ]

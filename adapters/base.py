@@ -178,6 +178,14 @@ class Adapter(ABC):
         """The names of the folders that `save_files` writes."""
         return [part_folder(self.modality, part) for part in self._parts]
 
+    def share_body(self, body: Any, source: Mapping[str, Any]) -> None:  # noqa: B027  # not abstract: most need none
+        """Shows a pretrained body of the model that the adapter goes with, which may spare it a copy of its own.
+
+        Args:
+            body: frozen, as transformers has it.
+            source: where it came from: name_or_path, revision, subfolder, gguf_file, quantization_config, fingerprint.
+        """
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON-able values."""
         return self.options.model_dump(mode="json")

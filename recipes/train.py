@@ -15,13 +15,17 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from .._version import __version__
+from ..configuration import UnimodalARConfig
 from ..convert import adapted
 from ..modeling import UnimodalARForGeneration
 from ..saving import check_output, load_model, write_whole
 from ..training import UnimodalARTrainer
 from ..training.arguments import find_checkpoint, last_checkpoint
+from ..training.body import refer_to_start
 from ..training.data import Evaluator
+from ..training.peft import insert
 from ..training.recipe import Resolved, load_recipe, recipes_writing
+from ..training.sampling import SamplingOptions, publish
 from ..training.schedule import Schedule
 
 
@@ -59,7 +63,7 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
     """
     resolved = Resolved(document)
     output = Path(resolved.recipe.output_dir)
-    _check_source(resolved.recipe.init_from, output)
+    _check_source(resolved, output)
     if not dry_run:
         _check_output(resolved, output, overwrite)
     evaluator = resolved.evaluator()
@@ -89,8 +93,14 @@ def _check_output(resolved: Resolved, output: Path, overwrite: bool) -> None:
     check_output(output, "output_dir", overwrite, read, [name for a in adapters for name in a.folders])
 
 
-def _check_source(folder: str | None, output: Path) -> None:
-    """Raises ValueError where `folder` holds no model to start from."""
+def _check_source(resolved: Resolved, output: Path) -> None:
+    """Raises ValueError where there is no model to start from, or it would be overwritten."""
+    folder, body = resolved.recipe.init_from, resolved.body
+    if body is not None and Path(body.pretrained).resolve() == output.resolve():
+        raise ValueError(
+            f"model.backbone.pretrained is {body.pretrained!r}, the output_dir, too; the new model needs a folder of "
+            "its own"
+        )
     if folder is None:
         return
     if not (Path(folder) / "config.json").is_file():
@@ -112,7 +122,7 @@ def _initial(resolved: Resolved) -> UnimodalARForGeneration:
     except ValueError as error:
         raise ValueError(f"init_from is {folder!r}: {error}") from None
     if resolved.config.freeze_backbone:  # its body is that of the model before, and will be
-        model.refer_to(source.config.backbone_source)
+        refer_to_start(model, folder, source, resolved.body, layers=resolved.peft is not None)
     return model
 
 
@@ -125,7 +135,14 @@ def _fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, 
     # A checkpoint holds all weights, but for those of a frozen body, which are where they came from.
     whole = checkpoint is not None and not resolved.config.freeze_backbone
     model = UnimodalARForGeneration(resolved.config) if whole else _initial(resolved)
+    if checkpoint is not None and (checkpoint / "config.json").is_file():  # FSDP's shards come without
+        _check_body(model, UnimodalARConfig.from_pretrained(checkpoint).backbone_source, checkpoint)
+    if model.config.backbone_source is not None:  # before anything is put into the body
+        for adapter in resolved.adapters.values():
+            adapter.share_body(model.backbone.model, model.config.backbone_source)
     data_train, data_validation = resolved.data.train(), resolved.data.validation()
+    if resolved.peft:  # not before: the data may have asked for what the body itself says
+        insert(model, resolved.peft)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(
         f"{trainable:,} trainable parameters, {len(data_train):,} training and "
@@ -149,6 +166,17 @@ def _fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, 
         if not parameter.isfinite().all():
             raise ValueError(f"training diverged: {name} is not finite; lower training.learning_rate")
     return trainer
+
+
+def _check_body(model: UnimodalARForGeneration, then: dict[str, Any] | None, checkpoint: Path) -> None:
+    """Raises ValueError where a checkpoint that holds no body, but says what it was, `then`, is not of the body of
+    `model`."""
+    now = model.config.backbone_source
+    if now is not None and then is not None and now["fingerprint"] != then["fingerprint"]:
+        raise ValueError(
+            f"{str(checkpoint)!r} was trained with a frozen body of the fingerprint {then['fingerprint'][:12]}; the "
+            f"one in {now['name_or_path']!r} has {now['fingerprint'][:12]}, and must be the same"
+        )
 
 
 def _callbacks(resolved: Resolved, model: UnimodalARForGeneration) -> list[TrainerCallback]:
@@ -190,7 +218,7 @@ def _publish(resolved: Resolved, model: UnimodalARForGeneration, evaluator: Eval
     output.mkdir(parents=True, exist_ok=True)
 
     def write_model(folder: Path) -> None:
-        model.eval().save_pretrained(folder)
+        model.eval().save_pretrained(folder, home=output)
         for adapter in resolved.adapters.values():
             adapter.save_pretrained(folder)
         recipe = yaml.safe_dump(resolved.document, sort_keys=False)
@@ -198,6 +226,7 @@ def _publish(resolved: Resolved, model: UnimodalARForGeneration, evaluator: Eval
 
     def write_evaluation(folder: Path) -> None:
         tables = cast(Evaluator, evaluator).run(model, folder)
+        publish(cast(SamplingOptions, resolved.evaluation), model, folder)
         (folder / "evaluation.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
 
     write_whole(output, write_model, replace=True)

@@ -242,10 +242,12 @@ def test_whole_checkpoints_and_what_stands_in_them_besides(saved: Callable[[Meth
     parallel = {f"module.{name}": tensor for name, tensor in (written.weights() | tables).items()}
     for weights, backbone in ((whole, config), (whole, saved(written)), (parallel, saved(written))):
         assert_near(roll_out(convert_autotimes(weights, backbone=backbone, seq_len=LOOKBACK), past, marks, 1), expected)
-    # With the whole model in the file, the weights in the folder do not count.
+    # With the whole model in the file, the weights in the folder do not count; they are frozen, too.
     perturb(written.body, 0.3, seed=1)
-    moved = saved(written)
-    assert_near(roll_out(convert_autotimes(whole, backbone=moved, seq_len=LOOKBACK), past, marks, 1), expected)
+    converted = convert_autotimes(whole, backbone=saved(written), seq_len=LOOKBACK)
+    assert_near(roll_out(converted, past, marks, 1), expected)
+    model: Any = converted[0]
+    assert not any(x.requires_grad for x in model.backbone.parameters()) and model.config.backbone_source is None
 
 
 @pytest.mark.parametrize(("name", "activation"), [("relu", nn.ReLU), ("gelu", nn.GELU)])

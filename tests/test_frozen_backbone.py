@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module  # type: ignore[import-untyped]
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
@@ -39,6 +42,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "gpt2": IDS | dict(n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=32, vocab_size=11),
     "opt": SIZES | IDS | dict(ffn_dim=48, word_embed_proj_dim=WIDTH, max_position_embeddings=32),
 }
+FUTURE = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 X = {"x": series(dim=4, grid=(STEPS, 1, 1))}
 
 
@@ -156,16 +160,6 @@ def test_the_optimiser_holds_nothing_of_a_frozen_body(tmp_path: Path) -> None:
     assert all(torch.equal(x, before[name]) for name, x in _body(model).state_dict().items())
 
 
-def test_gradient_checkpointing_of_a_frozen_body_is_refused() -> None:
-    """Transformers would take the wish and do nothing, for the body's layers are in evaluation mode."""
-    with pytest.raises(ValueError, match="gradient_checkpointing is on; it must be off for a frozen backbone"):
-        _frozen().gradient_checkpointing_enable()
-    model = _frozen(freeze=False)
-    model.gradient_checkpointing_enable()
-    assert _body(model).layers[0].gradient_checkpointing
-    _frozen().gradient_checkpointing_disable()
-
-
 # --- what autograd keeps ----------------------------------------------------------------------------------------------
 
 
@@ -207,6 +201,164 @@ def test_nothing_is_kept_that_only_a_gradient_of_the_bodys_weights_needs() -> No
     saved = BATCH * STEPS * LAYERS * (INNER + 2 * WIDTH) * 4
     assert sum(free.values()) - sum(frozen.values()) >= saved
     torch.testing.assert_close(gradient, expected)
+
+
+# --- gradient checkpointing -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _passes(model: Any) -> Iterator[list[int]]:
+    """Numbers of the body's layers, in the order in which they run."""
+    found: list[int] = []
+    layers = getattr(_body(model), "layers", None) or getattr(_body(model), "h", None) or _body(model).decoder.layers
+    parts = [next(layer.children()) for layer in layers]
+    hooks = [part.register_forward_pre_hook(lambda *_, n=n: found.append(n)) for n, part in enumerate(parts)]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+def _gradients(model: Any) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(segments=_batch()).loss.backward()
+    return {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
+
+
+@FUTURE
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_frozen_body_is_checkpointed_although_it_is_in_evaluation_mode(kind: str) -> None:
+    """Transformers checkpoints in training mode only. Every layer runs a second time, from the last to the first, to
+    the same gradients; the dropout that most layers of GPT-2 and OPT would have then stays off."""
+    model = _frozen(kind).train()
+    expected = _gradients(model)
+    model.gradient_checkpointing_enable()
+    with _passes(model) as passes:
+        torch.testing.assert_close(_gradients(model), expected)
+    assert passes == [*range(LAYERS), *reversed(range(LAYERS))] and expected
+    assert model.is_gradient_checkpointing and not any(part.training for part in _body(model).modules())
+    model.gradient_checkpointing_disable()
+    with _passes(model) as passes:
+        torch.testing.assert_close(_gradients(model), expected)
+    assert passes == [*range(LAYERS)] and not model.is_gradient_checkpointing
+
+
+@FUTURE
+def test_a_checkpointed_body_keeps_little_more_than_what_enters_its_layers() -> None:
+    model = _frozen().train()
+    before, _, expected = _kept(model)
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    kept, _, gradient = _kept(model)
+    torch.testing.assert_close(gradient, expected)
+    entering = BATCH * STEPS * LAYERS * WIDTH * 4
+    assert sum(kept.values()) < 3 * entering < 6 * entering < sum(before.values())
+
+
+@FUTURE
+def test_a_native_body_and_a_copy_are_checkpointed_too() -> None:
+    """A copy's layers are its own: what becomes of the original's weights does not reach it."""
+    shape: Any = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, dropout=0.5)
+    body = UnimodalARDecoder(UnimodalARDecoderConfig(**shape, position_axes=[1.0, 0.0, 0.0]))
+    model = UnimodalARForGeneration.from_backbone(body, X, freeze=True).train()
+    model.gradient_checkpointing_enable()
+    expected, copied = _gradients(model), copy.deepcopy(model)
+    perturb(_body(model), 1.0)
+    with _passes(copied) as passes:
+        torch.testing.assert_close(_gradients(copied), expected)
+    assert len(passes) == 2 * LAYERS
+
+
+@FUTURE
+def test_checkpointing_keeps_the_hooks_of_layers_that_are_spread_over_devices() -> None:
+    """Accelerate's, which move what a layer reads to where the layer is."""
+    model = _frozen().train()
+    expected, seen = _gradients(model), []
+
+    class Noting(ModelHook):
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            seen.append(module)
+            return args, kwargs
+
+    layers = list(_body(model).layers)
+    for layer in layers:
+        add_hook_to_module(layer, Noting())
+    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable()
+    torch.testing.assert_close(_gradients(model), expected)
+    assert seen == [*layers, *reversed(layers)]
+    model.gradient_checkpointing_disable()
+    torch.testing.assert_close(_gradients(model), expected)
+    assert seen == [*layers, *reversed(layers), *layers]
+
+
+@FUTURE
+def test_checkpointing_leaves_generation_alone() -> None:
+    """Where nothing is trained no layer is checkpointed, and none writes to the cache twice."""
+    model = _frozen().eval()
+    given = _batch()[0].replace(observed=(torch.arange(STEPS) < 3).expand(BATCH, -1))
+    expected = model.generate([], "x", given=given).values
+    model.gradient_checkpointing_enable()
+    called: list[Any] = []
+
+    def note(run: Any, *args: Any) -> Any:
+        called.append(run)
+        return run(*args)
+
+    for layer in _body(model).layers:
+        layer._gradient_checkpointing_func = note
+    assert torch.equal(model.generate([], "x", given=given).values, expected) and not called
+    model.train()(_batch())
+    assert len(called) == LAYERS
+
+
+@FUTURE
+def test_lora_in_a_checkpointed_body_draws_its_dropout_once() -> None:
+    model = _frozen("llama")
+    lora = LoraConfig(
+        r=2, lora_dropout=0.5, target_modules=["q_proj", "down_proj"], modules_to_save=model.new_modules()
+    )
+    adapted: Any = get_peft_model(model, lora).train()
+    perturb(adapted.base_model, 0.05)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        results.append(_gradients(adapted))
+        model.gradient_checkpointing_enable()
+    torch.testing.assert_close(*results)
+    assert any("lora_A" in name for name in results[0])
+    torch.manual_seed(6)
+    assert any(not torch.allclose(x, results[0][name]) for name, x in _gradients(adapted).items())
+
+
+@FUTURE
+def test_a_trainer_checkpoints_a_frozen_body(tmp_path: Path) -> None:
+    trained = []
+    for on in (False, True):
+        model = _frozen("gpt2")
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=2,
+            report_to=[],
+            use_cpu=True,
+            remove_unused_columns=False,
+            save_strategy="no",
+            gradient_checkpointing=on,
+        )
+        examples: Any = [[Segment("x", x[None], (STEPS, 1, 1))] for x in _batch(batch=16)[0].values]
+        with _passes(model) as passes:
+            UnimodalARTrainer(model=model, args=arguments, train_dataset=examples).train()
+        assert len(passes) == 2 * LAYERS * (1 + on)
+        trained.append(model.heads["x"].proj.weight.detach())
+    torch.testing.assert_close(*trained)
+
+
+@FUTURE
+def test_a_body_without_such_layers_says_so() -> None:
+    model = _frozen()
+    _body(model).layers = nn.ModuleList()
+    with pytest.raises(ValueError, match="gradient_checkpointing is on; it must be off for a frozen LlamaModel, which"):
+        model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_disable()
 
 
 # --- LoRA -------------------------------------------------------------------------------------------------------------

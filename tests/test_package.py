@@ -27,12 +27,13 @@ LAYERS = {
     part: layer
     for layer, parts in enumerate(
         [
-            {"_compat", "_version", "layout", "masks", "merging", "noise", "schema", "segment", "sequence"},
+            {"_compat", "_version", "fingerprint", "layout", "masks", "merging", "noise", "places"}
+            | {"schema", "segment", "sequence"},
             {"backbone", "configuration", "curriculum", "decoder", "embeddings", "generation", "heads"}
-            | {"modality", "objectives", "pretrained"},
+            | {"lora", "modality", "objectives", "pretrained"},
             {"modeling"},
-            {"adapters", "convert", "evaluation", "fitting", "forecasting", "hub", "pipelines", "saving"}
-            | {"training"},
+            {"adapters", "convert", "evaluation", "fitting", "forecast", "forecasting", "hub", "pipelines"}
+            | {"prompts", "saving", "training"},
             {"cli", "commands", "recipes"},
             {"unimodal_ar"},  # the package's own __init__, which gathers the public names
         ]
@@ -40,7 +41,7 @@ LAYERS = {
     for part in parts
 }
 CORE = {part for part, layer in LAYERS.items() if layer <= LAYERS["modeling"]}
-ADAPTERS_MAY_IMPORT = {"adapters", "layout", "schema", "segment"}
+ADAPTERS_MAY_IMPORT = {"adapters", "fingerprint", "layout", "places", "schema", "segment"}
 OPTIONAL = {
     *("PIL", "av", "datasets", "decord", "diffusers", "gluonts", "matplotlib", "pandas", "pyarrow", "sklearn"),
     *("soundfile", "torch_fidelity", "torchaudio", "torchmetrics", "vega_datasets"),

@@ -27,8 +27,8 @@ from tests.helpers import perturb
 from tests.test_frozen_backbone import X, _batch, _body, _language_model
 from unimodal_ar import UnimodalARForGeneration
 from unimodal_ar.cli import main
+from unimodal_ar.fingerprint import fingerprint
 from unimodal_ar.forecasting import Forecaster
-from unimodal_ar.pretrained import fingerprint
 from unimodal_ar.recipes.train import train
 from unimodal_ar.saving import load_model
 from unimodal_ar.training.recipe import Resolved
@@ -149,6 +149,14 @@ def test_what_was_changed_of_the_bodys_configuration_stays_changed(tmp_path: Pat
         assert torch.equal(_losses(_load(tmp_path / "model", backbone=place)), _losses(model))
 
 
+def test_a_damaged_body_is_named_and_not_the_model_s_folder(tmp_path: Path) -> None:
+    _model(_source(tmp_path / "body")).save_pretrained(tmp_path / "model")
+    weights = tmp_path / "body" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"backbone is '.*/body', from which the frozen body cannot be loaded \("):
+        _load(tmp_path / "model")
+
+
 # --- where the body is ------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +165,7 @@ def test_a_body_that_moved_is_named_or_given(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "body").rename(tmp_path / "moved")
     with pytest.raises(
-        ValueError, match=r"backbone is '.*/body', from which the frozen body cannot be loaded \(.*pass as"
+        ValueError, match=r"backbone is '.*/body', from which the frozen body .* \(there is no such folder\); pass as"
     ):
         _load(tmp_path / "model")
     place: Any
@@ -456,6 +464,51 @@ def test_a_body_that_a_recipe_trains_is_saved(tmp_path: Path) -> None:
     body = _language_model("gpt2").transformer.state_dict()
     trained = {name: _weights(run)[f"backbone.model.{name}"] for name in body}
     assert {name for name in body if torch.equal(trained[name], body[name])} == {"wte.weight"}
+
+
+@pytest.mark.parametrize("peft", [None, {"method": "lora", "r": 2}])
+def test_a_model_to_start_from_has_the_body_that_the_recipe_names(peft: dict[str, Any] | None, tmp_path: Path) -> None:
+    """Its body is taken; with another one in the recipe, that would be passed over in silence."""
+    run = train(_document(tmp_path))
+    (tmp_path / "body").rename(tmp_path / "copy")
+    _source(tmp_path / "body", "gpt2", seed=1)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["backbone_source"]["name_or_path"] = str(tmp_path / "copy")  # as its message says for what was moved
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    document = _document(tmp_path) | {"init_from": str(run), "output_dir": str(tmp_path / "next"), "peft": peft}
+    with pytest.raises(ValueError, match=r"pretrained is '.*/body', whose weights are not those that the model"):
+        train(document)
+    document["model"]["backbone"]["pretrained"] = str(tmp_path / "copy")
+    assert train(document) == tmp_path / "next"
+
+
+def test_the_body_is_not_written_over(tmp_path: Path) -> None:
+    """By what would then refer to itself."""
+    document = _document(tmp_path)
+    document["output_dir"] = document["model"]["backbone"]["pretrained"]
+    with pytest.raises(ValueError, match=r"model.backbone.pretrained is '.*/body', the output_dir, too"):
+        train(document, overwrite=True)
+    model = _model(tmp_path / "body")
+    before = (tmp_path / "body" / "config.json").read_bytes()
+    for places in ((tmp_path / "body",), (tmp_path / "partial", tmp_path / "x" / ".." / "body")):
+        with pytest.raises(ValueError, match=r"save_directory is '.*body', where the frozen body is that the model"):
+            model.save_pretrained(places[0], home=places[-1])
+    assert (tmp_path / "body" / "config.json").read_bytes() == before
+    model.save_pretrained(tmp_path / "body", include_backbone=True)
+    assert torch.equal(_losses(_load(tmp_path / "body")), _losses(model))
+
+
+def test_a_whole_model_is_no_body(tmp_path: Path) -> None:
+    """By its folder; as an object it lends its body."""
+    model = _model(_source(tmp_path / "body"))
+    model.save_pretrained(tmp_path / "model", include_backbone=True)
+    with pytest.raises(ValueError, match="backbone is a whole model of this package; it must be a body"):
+        UnimodalARForGeneration.from_backbone(tmp_path / "model", X)
+    with pytest.raises(ValueError, match=r"model\.backbone is a whole model of this package"):
+        Resolved(_document(tmp_path, pretrained=str(tmp_path / "model")))
+    lent = UnimodalARForGeneration.from_backbone(_load(tmp_path / "model"), X, freeze=True)
+    assert all(torch.equal(x, _body(model).state_dict()[name]) for name, x in _body(lent).state_dict().items())
+    assert type(_body(lent)) is type(_body(model)) and torch.isfinite(_losses(lent)).all()
 
 
 @pytest.mark.parametrize("freeze", [True, False])

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import DacConfig, DacModel, TrainingArguments, set_seed
+from transformers import DacConfig, DacModel, LlamaConfig, LlamaModel, TrainingArguments, set_seed
 
 from unimodal_ar import Segment, UnimodalARConfig, UnimodalARForGeneration
 from unimodal_ar.adapters import Series, TimeSeriesAdapter
@@ -370,6 +370,8 @@ def test_exponents_without_a_dot_are_numbers(text: str, value: Any, tmp_path: Pa
         ("=3", "override is '=3'; it must be written a.b=value"),
         ("a..b=3", "override is 'a..b=3'; it must be written a.b=value"),
         ("seed.x=3", "override is 'seed.x=3'; 'seed' holds a value, not a section"),
+        ("peft={method:lora}", "override is 'peft={method:lora}'; 'method:lora' needs a space behind its colon"),
+        ("a.b=[{path:a.csv}]", "override is 'a.b=[{path:a.csv}]'; 'path:a.csv' needs a space behind its colon"),
         (
             "data.known=[a",
             "override is 'data.known=[a'; '[a' is not YAML: expected ',' or ']', but got '<stream end>' in line 1",
@@ -733,19 +735,28 @@ def _toy_video(document: dict[str, Any], folder: Path) -> None:
 _TOYS = {"series": _toy_series, "images": _toy_images, "audio": _toy_audio, "video": _toy_video}
 
 
+def _toy_backbone(backbone: dict[str, Any], folder: Path) -> None:
+    if "pretrained" in backbone:
+        size: dict[str, Any] = dict(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=8
+        )
+        LlamaModel(LlamaConfig(**size)).save_pretrained(folder / "llm")
+        backbone.update(pretrained=str(folder / "llm"), gguf_file=None)
+    elif backbone["model_type"] == "unimodal_ar_decoder":
+        backbone.update(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_hold_together(name: str, tmp_path: Path) -> None:
     """Every recipe in the tree is parsed, and its model built at toy size takes one training step."""
     document = load_recipe(name)
     assert f"unimodal-ar train {name}" in Path(__file__).parents[1].joinpath("recipes", f"{name}.yaml").read_text()
-    backbone = document["model"]["backbone"]
-    if backbone["model_type"] == "unimodal_ar_decoder":
-        backbone.update(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    _toy_backbone(document["model"]["backbone"], tmp_path)
     _toy_codec(document, tmp_path)
     Resolved(document)  # as it is, without its data
     _TOYS[document["data"]["kind"]](document, tmp_path)
     resolved = Resolved(document)
-    model = UnimodalARForGeneration(resolved.config).train()
+    model = resolved.new_model().train()
     dataset = resolved.data.train()
     loss = model(**dataset.collate([dataset[0], dataset[len(dataset) - 1]])).loss
     loss.backward()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from .decoder import UnimodalARDecoder
@@ -87,6 +89,30 @@ class Backbone(nn.Module):
         for module in self._quiet:
             module.training = False
         return self
+
+    @property
+    def longest(self) -> int | None:
+        """Positions of the longest sequence; None where they do not end, as they are not learned."""
+        return None
+
+    def checkpoint_layers(self, enable: bool) -> None:
+        """Lets a frozen body's layers do in evaluation mode what transformers has told them to do in training mode.
+
+        Raises:
+            ValueError: it is to be enabled, and the body has no layers of the kind that can.
+        """
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if enable and not layers:
+            raise ValueError(
+                f"gradient_checkpointing is on; it must be off for a frozen {type(self.model).__name__}, which has no "
+                "GradientCheckpointingLayer"
+            )
+        for layer in layers:
+            own = layer.__dict__.pop("forward", None)  # ours, or that of accelerate, which may move layers about
+            own = own.args[1] if getattr(own, "func", None) is _checkpointed else own
+            forward = partial(_checkpointed, layer, own) if layer.gradient_checkpointing else own
+            if forward is not None:
+                layer.forward = forward  # type: ignore[method-assign]
 
 
 class NativeBackbone(Backbone):
@@ -197,14 +223,18 @@ class HostedBackbone(Backbone):
         arguments |= {cache_name: past_key_values, "use_cache": past_key_values is not None}
         return self.model(**arguments).last_hidden_state
 
-    def _check_length(self, length: int) -> None:
+    @property
+    def longest(self) -> int | None:
         """A table of learned positions ends somewhere; rotary positions go on."""
         config = self.model.config
-        longest = getattr(config, "max_position_embeddings", None)
-        if longest is not None and getattr(config, "rope_parameters", None) is None and length > longest:
+        learned = getattr(config, "rope_parameters", None) is None
+        return getattr(config, "max_position_embeddings", None) if learned else None
+
+    def _check_length(self, length: int) -> None:
+        if self.longest is not None and length > self.longest:
             raise ValueError(
-                f"the sequence has {length} positions; a {config.model_type} backbone of this configuration has "
-                f"{longest}"
+                f"the sequence has {length} positions; a {self.model.config.model_type} backbone of this configuration "
+                f"has {self.longest}"
             )
 
     def _mask(self, inputs: Inputs) -> Any:
@@ -250,6 +280,13 @@ def build_backbone(config: UnimodalARConfig, detached: bool = False) -> NativeBa
     """The backbone of a configuration, with new weights; `detached`: its body's are on the meta device."""
     kind = NativeBackbone if isinstance(config.backbone, UnimodalARDecoderConfig) else HostedBackbone
     return kind(config, detached)
+
+
+def _checkpointed(layer: Any, own: Any, *args: Any, **kwargs: Any) -> Any:
+    """The layer's forward pass: `own` if it has one of its own (not its class's, which a copy would not follow)."""
+    run = partial(type(layer).forward, layer, **kwargs) if own is None else partial(own, **kwargs)
+    # Without gradients nothing is kept, and all that checkpointing does is to look after the states of generators.
+    return layer._gradient_checkpointing_func(run, *args) if torch.is_grad_enabled() else run(*args)
 
 
 def _has_sliding_layers(config: Any) -> bool:

@@ -314,6 +314,16 @@ UnimodalARConfig.sub_configs = {"backbone": AutoConfig}  # type: ignore[assignme
 
 
 def _backbone_config(backbone: Any) -> PreTrainedConfig:
+    config = _any_config(backbone)
+    if isinstance(config, UnimodalARConfig):
+        raise ValueError(
+            "backbone is a whole model of this package; it must be a body: the native decoder, or one of transformers "
+            "(a recipe starts from such a model by init_from, and from_backbone takes its object)"
+        )
+    return config
+
+
+def _any_config(backbone: Any) -> PreTrainedConfig:
     if backbone is None:
         return UnimodalARDecoderConfig()
     if isinstance(backbone, PreTrainedConfig):

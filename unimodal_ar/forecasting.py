@@ -8,77 +8,27 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .adapters import AutoAdapter, Series, TimeSeriesAdapter, last_steps, read_series, stack_series
+from .forecast import Forecast
 from .heads import Head
 from .layout import ORDERS, Layout
 from .modality import ModalityOptions
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
+from .prompts import Examples, Prompt, as_series, check_room, fixed, in_front, searched, trained_with
 from .saving import load_model
-from .schema import ContinuousElement, positive_int, unknown_key
+from .schema import ContinuousElement, parse, positive_int, unknown_key
+from .segment import Segment
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = ["LEVELS", "Forecast", "Forecaster", "check_fit"]
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-
-
-@dataclass(frozen=True, eq=False)
-class Forecast:
-    """Forecasts of B series.
-
-    Attributes:
-        mean: [B, H] float64, in the series' units.
-        quantiles: [B, Q, H], increasing along Q; None for a head that gives a point only.
-        levels: [Q], or None likewise.
-        samples: [B, S, H] sample paths (S = 1 for a point).
-        series: what was forecast.
-    """
-
-    mean: np.ndarray
-    quantiles: np.ndarray | None
-    levels: tuple[float, ...] | None
-    samples: np.ndarray
-    series: list[Series]
-
-    @property
-    def median(self) -> np.ndarray:
-        """[B, H]: the 0.5 quantile of the sample paths; the point itself where there is only one."""
-        return np.median(self.samples, 1)
-
-    def to_frame(self) -> pd.DataFrame:
-        """A long table: item_id, timestamp (or step, from 1, where the series has no times), mean, and a column per
-        quantile level named after it ("0.1")."""
-        import pandas as pd
-
-        tables = []
-        for number, series in enumerate(self.series):
-            times, horizon = self.times(number), self.mean.shape[1]
-            when = {"step": np.arange(1, horizon + 1)} if times is None else {"timestamp": times[-horizon:]}
-            table: dict[str, Any] = {"item_id": series.item_id, **when, "mean": self.mean[number]}
-            for level, values in zip(self.levels or (), self._quantiles(number), strict=True):
-                table[f"{level:g}"] = values
-            tables.append(pd.DataFrame(table))
-        return pd.concat(tables, ignore_index=True)
-
-    def times(self, number: int) -> Any:
-        """Timestamps of series `number` and of its horizon after it (a DatetimeIndex), or None where it has none."""
-        series = self.series[number]
-        if series.start is None or series.freq is None:
-            return None
-        import pandas as pd
-
-        return pd.date_range(series.start, periods=len(series.values) + self.mean.shape[1], freq=series.freq)
-
-    def _quantiles(self, number: int) -> Sequence[np.ndarray]:
-        return () if self.quantiles is None else self.quantiles[number]
 
 
 def check_fit(adapter: TimeSeriesAdapter, options: ModalityOptions) -> int:
@@ -129,22 +79,29 @@ class Forecaster:
     Args:
         model: its layout of the series must be raster order.
         adapter: as it was used in training.
+        examples: what every lookback was prompted with in training, if anything; then so are forecasts.
 
     Raises:
-        ValueError: the two do not fit.
+        ValueError: they do not fit each other.
     """
 
-    def __init__(self, model: UnimodalARForGeneration, adapter: TimeSeriesAdapter) -> None:
+    def __init__(
+        self, model: UnimodalARForGeneration, adapter: TimeSeriesAdapter, examples: Examples | None = None
+    ) -> None:
         if adapter.modality not in model.heads:
             raise ValueError(
                 f"the adapter's modality is {adapter.modality!r}; the model generates {sorted(model.heads)}"
             )
         options = model.options[adapter.modality]
         self.model, self.adapter = model.eval(), adapter
+        if model.config.backbone_source is not None:
+            adapter.share_body(model.backbone.model, model.config.backbone_source)
         self.block = check_fit(adapter, options)
         self.trained = options.grid[0]
         step = adapter.options.patch * self.block
         self.lookback = adapter.options.lookback or max(self.trained // self.block - 1, 1) * step
+        self.examples = examples
+        self._trained_prompt = self._prompt("trained")
 
     @classmethod
     def from_pretrained(
@@ -154,7 +111,7 @@ class Forecaster:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Forecaster:
-        """Loads model and adapter from a folder that training wrote.
+        """Loads model and adapter from a folder that training wrote, and the examples' strategy from its recipe.yaml.
 
         Args:
             path: the folder.
@@ -167,10 +124,10 @@ class Forecaster:
             raise ValueError(
                 f"adapter of {str(path)!r} is a {type(adapter).__name__}; forecasting needs a TimeSeriesAdapter"
             )
-        return cls(load_model(path, device, dtype), adapter)
+        return cls(load_model(path, device, dtype), adapter, trained_with(path, adapter.modality))
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Writes model and adapter into one folder."""
+        """Writes model and adapter into one folder. What the model was prompted with is the recipe's to say."""
         self.model.save_pretrained(path)
         self.adapter.save_pretrained(path)
 
@@ -193,6 +150,9 @@ class Forecaster:
         head_steps: int | Sequence[int] | None = None,
         sampler: dict[str, Any] | None = None,
         batch_size: int | None = None,
+        roll_out: str = "window",
+        examples: str | Examples | Sequence[Any] | None = "trained",
+        pool: Any = None,
         **reading: Any,
     ) -> Forecast:
         """Forecasts the `horizon` steps after the end of every series.
@@ -208,15 +168,31 @@ class Forecaster:
             steps, head_steps, sampler: as in the model's `generate`, for block diffusion and for heads that draw in
                 several steps; None: as its generation_config says.
             batch_size: series at a time; None: so many that there are about 1,000 paths.
+            roll_out: how to go on beyond the trained length: "window", as above, or "cache", which draws the whole
+                horizon in one go, scaled by the lookback alone. That takes a fraction of the time, but the model sees
+                lengths that it was not trained on, unless its grid reaches over the horizon.
+            examples: in-context examples that stand in front of every lookback, throughout a roll-out. "trained": as
+                in training; None: none; "earlier" or "similar": so, in count and length as in training; `Examples`
+                say all of it; or 1-D arrays or `Series` for every series, the one next to the lookback last, each cut
+                to its last whole blocks (`Series` bring covariates and times where the adapter has them).
+            pool: in which "similar" examples are looked for, in place of each series' own past: whatever `series` may
+                be. All of it is past, wherever its times lie.
             reading: for tables, the arguments of `read_series` (time, item, target, known, past, freq, on_irregular).
 
         Raises:
             ValueError: horizon < 1, a series of nothing but NaN, covariates that do not reach the horizon, quantiles
-                of a model that gives points, steps of one that has none; the message names the series or the argument.
+                of a model that gives points, steps of one that has none, roll_out "cache" beyond the end of learned
+                positions, examples that the model's grid has no room for, or a series without one; the message names
+                the series or the argument.
         """
         horizon, num_samples = positive_int("horizon", horizon), positive_int("num_samples", num_samples)
         levels = self._levels(quantile_levels)
+        prompt = self._prompt(examples, None if pool is None else self._series(pool, reading))
+        room = self._room(horizon, roll_out, prompt)
         items = self._read(series, horizon, reading)
+        places = [] if prompt is None else [prompt.find(item, len(item.values)) for item in items]
+        if prompt is not None:
+            prompt.prepare(self.adapter, places)
         paths_each = 1 if self.is_point or temperature == 0 else num_samples
         batch_size = max(1, 1024 // paths_each) if batch_size is None else positive_int("batch_size", batch_size)
         samples = np.full((len(items), paths_each, horizon), np.nan)
@@ -227,7 +203,8 @@ class Forecaster:
             rows = order[start : start + batch_size]
             noise = SampleNoise(seed, torch.arange(paths_each, device=self.model.device).repeat(len(rows)))
             batch = [items[row] for row in rows]
-            samples[rows] = self._paths(batch, horizon, paths_each, sampling | {"generator": noise})
+            shown = None if prompt is None else prompt.encode(self.adapter, [places[row] for row in rows])
+            samples[rows] = self._paths(batch, horizon, room, shown, paths_each, sampling | {"generator": noise})
         quantiles = None if levels is None else np.quantile(samples, levels, axis=1).swapaxes(0, 1)
         return Forecast(samples.mean(1), quantiles, levels, samples, items)
 
@@ -246,7 +223,29 @@ class Forecaster:
             )
         return tuple(checked.tolist())
 
-    def _read(self, source: Any, horizon: int, reading: dict[str, Any]) -> list[Series]:
+    def _prompt(self, examples: Any, pool: list[Series] | None = None) -> Prompt | None:
+        """What stands in front of every lookback, checked."""
+        step, patch = self.adapter.options.patch * self.block, self.adapter.options.patch
+        if isinstance(examples, str) and examples == "trained":
+            examples = self.examples
+        if isinstance(examples, str):
+            as_trained = {} if self.examples is None else self.examples.model_dump()
+            examples = parse(Examples, as_trained | {"strategy": examples}, "examples")
+        if pool is not None and not isinstance(examples, Examples):
+            raise ValueError("pool is given, but no examples that are looked for in one; they must be 'similar'")
+        if examples is None:
+            return None
+        if isinstance(examples, Examples):
+            prompt = searched(examples, self.lookback, step, patch, pool)
+        else:
+            shown = as_series(examples)
+            self._check(shown)
+            prompt = fixed(shown, step)
+        check_room(prompt, self.lookback, step, self.trained * patch)
+        return prompt
+
+    def _series(self, source: Any, reading: dict[str, Any]) -> list[Series]:
+        """Whatever holds series -> those that have what the adapter needs."""
         for name in reading:
             legal = set(inspect.signature(read_series).parameters) - {"source"}
             if name not in legal:
@@ -254,13 +253,13 @@ class Forecaster:
                 raise ValueError(unknown_key(name, legal | own, "predict"))
         ready = isinstance(source, list) and source and all(isinstance(item, Series) for item in source)
         items = source if ready else read_series(source, **reading)
+        self._check(items)
+        return items
+
+    def _check(self, items: list[Series]) -> None:
         options = self.adapter.options
+        self.adapter.origins((item, 0) for item in items)  # raises ValueError for one without times, if they are needed
         for item in items:
-            if np.isnan(item.values[-self.lookback :]).all():
-                raise ValueError(
-                    f"series {item.item_id!r} has no observed value in its last {self.lookback} steps, the model's "
-                    "lookback; fill the gap or cut it off"
-                )
             for name, given, count in (
                 ("known", item.known, options.known_covariates),
                 ("past", item.past, options.past_covariates),
@@ -270,6 +269,15 @@ class Forecaster:
                     raise ValueError(
                         f"series {item.item_id!r} has {found} {name} covariates; this model was trained with {count}"
                     )
+
+    def _read(self, source: Any, horizon: int, reading: dict[str, Any]) -> list[Series]:
+        items = self._series(source, reading)
+        for item in items:
+            if np.isnan(item.values[-self.lookback :]).all():
+                raise ValueError(
+                    f"series {item.item_id!r} has no observed value in its last {self.lookback} steps, the model's "
+                    "lookback; fill the gap or cut it off"
+                )
             if item.known is not None and len(item.known) < len(item.values) + horizon:
                 raise ValueError(
                     f"known covariates of series {item.item_id!r} reach {len(item.known) - len(item.values)} steps "
@@ -277,18 +285,49 @@ class Forecaster:
                 )
         return items
 
-    def _paths(self, items: list[Series], horizon: int, num_samples: int, sampling: dict[str, Any]) -> np.ndarray:
-        """[B, S, H] sample paths of one batch."""
-        past = stack_series([item.values for item in items])
-        known, past_only = self._covariates(items, past.shape[1], horizon)
-        # As many steps per chunk as were trained beyond the lookback; the same for every series, however short, so
-        # that a forecast does not depend on its batch.
-        step = self.adapter.options.patch * self.block
-        room = max(self.trained * self.adapter.options.patch - self.lookback, step) // step * step
+    def _room(self, horizon: int, roll_out: str, prompt: Prompt | None) -> int:
+        """How many steps are drawn in one go; the same for every series, however short, so that a forecast does not
+        depend on its batch."""
+        patch, step = self.adapter.options.patch, self.adapter.options.patch * self.block
+        shown, once = (0 if each is None else each.steps for each in (prompt, self._trained_prompt))
+        if roll_out == "window":  # as many as were trained beyond the lookback
+            return max(self.trained * patch - max(shown, once) - self.lookback, step) // step * step
+        if roll_out != "cache":
+            raise ValueError(f"roll_out is {roll_out!r}; it must be 'window' or 'cache'")
+        room = -(-horizon // step) * step
+        patches, name = (shown + self.lookback + room) // patch, self.adapter.modality
+        options, longest = self.model.options[name], self.model.backbone.longest
+        # Where the first block is not drawn, either, the last one takes no positions.
+        if longest is not None and options.start == "none" and self.model.objectives[name].reads_sources:
+            longest += self.block
+        longest = self.trained if options.is_bound_to_grid else longest
+        if longest is not None and patches > longest:
+            raise ValueError(
+                f"roll_out is 'cache' with a horizon of {horizon} steps, a sequence of {patches} patches; the learned "
+                f"positions of this model end at {longest}, so it must be 'window'"
+            )
+        return room
+
+    def _paths(
+        self,
+        items: list[Series],
+        horizon: int,
+        room: int,
+        prompt: Segment | None,
+        num_samples: int,
+        sampling: dict[str, Any],
+    ) -> np.ndarray:
+        """[B, S, H] sample paths of one batch, `room` steps at a time."""
+        past = stack_series([item.values[-self.lookback :] for item in items])
+        known, past_only = self._covariates(items, horizon)
         drawn: list[Tensor] = []
         for done in range(0, horizon, room):
             repeats = 1 if drawn else num_samples
-            drawn.append(self._chunk(past, min(room, horizon - done), known, past_only, repeats, sampling))
+            each = len(past) // len(items)
+            origins = self.adapter.origins((item, len(item.values) + done) for item in items for _ in range(each))
+            size = min(room, horizon - done)
+            shown = None if prompt is None else prompt.repeat_interleave(each)
+            drawn.append(self._chunk(past, size, known, past_only, origins, shown, repeats, sampling))
             past = torch.cat([past.repeat_interleave(repeats, 0), drawn[-1]], 1)
             known = None if known is None else known.repeat_interleave(repeats, 0)
             if past_only is not None:  # what was drawn has none
@@ -302,6 +341,8 @@ class Forecaster:
         size: int,
         known: Tensor | None,
         past_only: Tensor | None,
+        origins: list[Any] | None,
+        prompt: Segment | None,
         repeats: int,
         sampling: dict[str, Any],
     ) -> Tensor:
@@ -310,32 +351,37 @@ class Forecaster:
         step = patch * self.block
         whole = -(-size // step) * step
         # Blocks are counted from the start of what the model sees, so the known part must be whole blocks.
-        length = min(-(-past.shape[1] // step) * step, self.lookback)
+        length = self.lookback
+        if prompt is None:  # else it would stand elsewhere than in training
+            length = min(-(-past.shape[1] // step) * step, length)
         if known is not None:
             known = known[:, : past.shape[1] + whole]
             missing = past.shape[1] + whole - known.shape[1]  # past the horizon: drawn with the block, then cut off
             known = torch.cat([known, known[:, -1:].expand(-1, missing, -1)], 1)
-        given = self.adapter.encode(
+        segment = self.adapter.encode(
             last_steps(past, length),
             horizon=whole,
             known_covariates=None if known is None else last_steps(known, length + whole),
             past_covariates=None if past_only is None else last_steps(past_only, length),
+            origins=origins,
         )
+        first = 0 if prompt is None else prompt.num_elements * patch
         drawn = self.model.generate(
             [],
             self.adapter.modality,
-            given=given,
+            given=segment if prompt is None else in_front(prompt, segment),
             num_samples=repeats,
-            known_blocks=length // step,
+            known_blocks=(first + length) // step,
             **sampling,
         )
-        return self.adapter.decode(drawn.to("cpu"))[:, length : length + size]
+        return self.adapter.decode(drawn.to("cpu"))[:, first + length : first + length + size]
 
-    def _covariates(self, items: list[Series], length: int, horizon: int) -> tuple[Tensor | None, Tensor | None]:
-        """[B, length + horizon, F] known and [B, length, Q] past-only covariates, or None."""
+    def _covariates(self, items: list[Series], horizon: int) -> tuple[Tensor | None, Tensor | None]:
+        """[B, L + horizon, F] known and [B, L, Q] past-only covariates of the lookbacks, or None."""
         known = past = None
         if self.adapter.options.known_covariates:
-            known = stack_series([cast(np.ndarray, item.known)[: len(item.values) + horizon] for item in items])
+            reach = [slice(max(len(item.values) - self.lookback, 0), len(item.values) + horizon) for item in items]
+            known = stack_series([cast(np.ndarray, item.known)[own] for item, own in zip(items, reach, strict=True)])
         if self.adapter.options.past_covariates:
-            past = stack_series([cast(np.ndarray, item.past) for item in items])
+            past = stack_series([cast(np.ndarray, item.past)[-self.lookback :] for item in items])
         return known, past

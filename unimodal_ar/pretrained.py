@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils.quantization_config import GgufConfig
 
+from . import lora
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
+from .fingerprint import FLOAT16, fingerprint, read_body
+from .lora import BODY, is_quantized
 from .schema import Strict, parse
-
-BODY = "backbone.model."
-"""What the names of the body's weights begin with in a model's state."""
 
 # Of what `from_backbone` may pass on to transformers, what has to be passed again when a checkpoint is loaded.
 _KEPT = ("revision", "subfolder", "gguf_file", "quantization_config")
-
-
-_FLOAT16 = (torch.float16, "float16")
 
 
 class Source(Strict):
     """Where a frozen body's weights are.
 
     Args:
-        name_or_path: a folder (its absolute path) or an id on the Hub.
+        name_or_path: a folder (its absolute path), an id on the Hub, or a package (see `places.folder_of`).
         revision: the commit on the Hub; None: a folder, or the newest.
         subfolder: inside it.
         gguf_file: the file in it, where it holds GGUF.
         quantization_config: how the weights are quantised when they are loaded; None: they are not.
+        own: the place holds a model of this package, whose body it is; False: a model of transformers.
         fingerprint: of the weights, see `fingerprint`.
     """
 
@@ -45,29 +42,16 @@ class Source(Strict):
     subfolder: str | None = None
     gguf_file: str | None = None
     quantization_config: dict[str, Any] | None = None
+    own: bool = False
     fingerprint: str
-
-
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the names, shapes and values of weights; about a second for 10^9 bytes.
-
-    Floating-point values count as rounded to bfloat16. So float32 and bfloat16 give one fingerprint, exactly, whichever
-    of them weights are stored in and loaded in; to float16 only what is stored as such may be cast. (What the rounding
-    hides is smaller than what loading in bfloat16 changes.) Whole numbers, such as packed weights, count as they are.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach()
-        value = value.to(torch.bfloat16) if value.is_floating_point() else value
-        digest.update(f"{name} {list(value.shape)} ".encode())
-        digest.update(cast(Any, value.cpu().contiguous().flatten().view(torch.uint8).numpy()))
-    return digest.hexdigest()
 
 
 class PretrainedBodyMixin:
     """What a model does with a pretrained body: `from_backbone`, and checkpoints that only hold what was trained."""
 
     _float16: str | None = None  # the fingerprint of a body that was cast to float16
+    peft_layers: Any = None
+    """The `peft.PeftConfig` of the layers (LoRA's, say) that `lora.insert` put into the body; None: there are none."""
 
     @classmethod
     def from_backbone(
@@ -80,8 +64,8 @@ class PretrainedBodyMixin:
         """A model around a pretrained decoder body; embeddings and heads are new, and of the body's dtype.
 
         Args:
-            backbone: the id on the Hub or the folder of a transformers model; or such a model, whose body is copied
-                (that of a `...ForCausalLM` without its head).
+            backbone: the id on the Hub or the folder of a transformers model ("package:NAME": of an installed package);
+                or such a model, whose body is copied (that of a `...ForCausalLM` without its head).
             modalities: as in `UnimodalARConfig`.
             freeze: leave the body as it is: none of its parameters is trained, it stays in evaluation mode, and nothing
                 is kept for the backward pass that only a gradient of its weights would need. Of a frozen body that has
@@ -99,8 +83,8 @@ class PretrainedBodyMixin:
                 f"from_backbone got {sorted(kwargs)}, which say how to load a name or folder; backbone is a "
                 f"{type(backbone).__name__}, loaded already"
             )
-        body: Any = cast(Any, backbone).base_model if place is None else _read(place, **kwargs)
-        if _is_quantized(body) and not freeze:
+        body: Any = _body_of(backbone) if place is None else read_body(place, **kwargs)
+        if is_quantized(body) and not freeze:
             raise ValueError("freeze is False; quantised weights cannot be trained, so it must be True for this body")
         config = copy.deepcopy(body.config)
         source = None
@@ -109,6 +93,7 @@ class PretrainedBodyMixin:
             if source["quantization_config"] is not None:  # else transformers would take the stored weights for packed
                 del config.quantization_config
         if place is not None:
+            config._name_or_path = place  # of a package the name, not where it happens to be
             _cast(body, kwargs.get("dtype"))
         made = UnimodalARConfig(backbone=config, modalities=modalities, freeze_backbone=freeze, backbone_source=source)
         model: Any = cls(made, detached=True)  # type: ignore[call-arg]
@@ -120,13 +105,19 @@ class PretrainedBodyMixin:
 
     @classmethod
     def from_pretrained(
-        cls, name: Any, *args: Any, backbone: str | os.PathLike[str] | PreTrainedModel | Any = None, **kwargs: Any
+        cls,
+        name: Any,
+        *args: Any,
+        backbone: str | os.PathLike[str] | PreTrainedModel | Any = None,
+        peft: bool = True,
+        **kwargs: Any,
     ) -> Any:
         """As transformers', which makes every parameter trainable, those of a frozen body too.
 
         Args:
             backbone: where to find the body of a model that was saved without it, if it is no longer where it was: a
                 folder, an id on the Hub, or a transformers model. A mapping: changes to the backbone's configuration.
+            peft: False: leave out the layers of PEFT that the model was saved with (to have PEFT put them in itself).
 
         Raises:
             ValueError: the body is not there, or its weights are not those that the model was trained with.
@@ -135,29 +126,69 @@ class PretrainedBodyMixin:
         if backbone is not None and place is None:
             kwargs["backbone"] = backbone
         # The first of `args` goes to the constructor's `detached`; by name it would reach the generation config, too.
-        loaded = super().from_pretrained(name, None, *args, **kwargs)  # type: ignore[misc]
+        layers = lora.find(name, kwargs)
+        if layers is None:
+            loaded = super().from_pretrained(name, None, *args, **kwargs)  # type: ignore[misc]
+        else:
+            loaded = cls._beside_body(name, layers[1], *args, **kwargs)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
         source = model.config.backbone_source
         if source is not None:
             body = _find(parse(Source, source, "backbone_source"), place, model.config.backbone, model.dtype)
-            model.attach_body(body if _is_quantized(body) else body.to(model.device), source)
+            model.attach_body(body if is_quantized(body) else body.to(model.device), source)
         elif place is not None:
             raise ValueError(f"backbone is given; the model in {str(name)!r} was saved with its own")
         model.backbone.freeze_unused()
+        if layers is not None and peft:
+            lora.insert(model, layers[0])
+            lora.fill(model, layers[1])
         return loaded
 
-    def save_pretrained(self, save_directory: Any, *args: Any, include_backbone: bool = False, **kwargs: Any) -> None:
-        """As transformers'; of a frozen body that came from a folder or the Hub only the name goes with it.
+    @classmethod
+    def _beside_body(cls, name: Any, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """A model that was saved with layers of PEFT, whose `weights` these are, without layers and body."""
+        kwargs.pop("adapter_kwargs", None)  # by which the Auto classes would have transformers load the layers
+        hub = {key: kwargs.pop(key) for key in lora.HUB if key in kwargs}
+        read: Any = cls.config_class  # type: ignore[attr-defined]
+        if not isinstance(kwargs.get("config"), PreTrainedConfig):
+            place = kwargs.pop("config", None) or name
+            config, kwargs = read.from_pretrained(place, return_unused_kwargs=True, **hub, **kwargs)
+            kwargs["config"] = config
+        state = lora.beside_body(weights)
+        loaded = super().from_pretrained(None, None, *args, state_dict=state, **kwargs)  # type: ignore[misc]
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.adjust_generation_fn(None, False, None, name, **hub)
+        model.name_or_path = model.config.name_or_path = str(name)
+        return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        *args: Any,
+        include_backbone: bool = False,
+        home: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As transformers'; of a frozen body that came from a folder or the Hub only the name goes with it. A model
+        with layers of PEFT is saved as a folder that PEFT reads, too (see `lora`).
 
         Args:
             include_backbone: write the body's weights, too, so that the model stands alone.
+            home: where the folder will be in the end, which PEFT's tools are told; None: where it is.
 
         Raises:
-            ValueError: the body is no longer that of its source, or it is quantised and would have to be written.
+            ValueError: the body is no longer that of its source, or it is quantised and would have to be written; or
+                there are layers of PEFT, and the body has no source or is to be written; or the folder is the body's.
         """
         model: Any = self
         source = model.config.backbone_source
-        if (source is None or include_backbone) and _is_quantized(model.backbone.model):
+        if source is not None and not include_backbone:
+            _check_apart(source["name_or_path"], save_directory, home)
+        if model.peft_layers is not None:
+            return model._save_layers(Path(save_directory), include_backbone, home, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            lora.remove(Path(save_directory))
+        if (source is None or include_backbone) and is_quantized(model.backbone.model):
             raise ValueError(
                 f"include_backbone is {include_backbone}, and the backbone is quantised; only a frozen one that "
                 "came from a folder or the Hub can be saved, without its weights (include_backbone=False)"
@@ -171,6 +202,30 @@ class PretrainedBodyMixin:
             return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         finally:
             model.refer_to(source)
+
+    def _save_layers(
+        self,
+        folder: Path,
+        include_backbone: bool,
+        home: str | os.PathLike[str] | None,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        model: Any = self
+        if include_backbone or model.config.backbone_source is None:
+            raise ValueError(
+                f"include_backbone is {include_backbone}, and the backbone has layers of PEFT over a body "
+                f"{'from elsewhere' if model.config.backbone_source else 'that has no folder or name'}; merge them "
+                "first (`unimodal-ar merge`, lora.merge) and save with include_backbone=True"
+            )
+        if not is_main_process:
+            return
+        model.check_body(state_dict)
+        folder.mkdir(parents=True, exist_ok=True)
+        model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        lora.write(model, folder, home, state_dict)
 
     def attach_body(self, body: PreTrainedModel, source: dict[str, Any] | None) -> None:
         """Puts the backbone's body in, which `source` says where to find again."""
@@ -191,7 +246,7 @@ class PretrainedBodyMixin:
         """Raises ValueError where the body is no longer that of its source. `state`: the whole model's, if at hand."""
         model: Any = self
         state = state or model.state_dict()
-        body = {name.removeprefix(BODY): value for name, value in state.items() if name.startswith(BODY)}
+        body = lora.body_state(model, state)
         source = model.config.backbone_source
         if fingerprint(body) not in (source["fingerprint"], model._float16):
             raise ValueError(
@@ -201,42 +256,33 @@ class PretrainedBodyMixin:
             )
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        """Where all ways of transformers to switch it on or off meet. It checkpoints in training mode alone.
-
-        Raises:
-            ValueError: the backbone is frozen, and so in evaluation mode.
-        """
-        model: Any = self
-        if enable and model.config.freeze_backbone:
-            raise ValueError(
-                "gradient_checkpointing is on; it must be off for a frozen backbone, which is in evaluation mode, "
-                "where transformers does not checkpoint"
-            )
+        """Where all ways of transformers to switch it on or off meet. It checkpoints in training mode alone, so that a
+        frozen body, which is in evaluation mode, needs more than that."""
         super()._set_gradient_checkpointing(enable, *args, **kwargs)  # type: ignore[misc]
+        model: Any = self
+        if model.config.freeze_backbone:
+            model.backbone.checkpoint_layers(enable)
 
 
-def _is_quantized(body: Any) -> bool:
-    return getattr(body, "hf_quantizer", None) is not None
-
-
-def _read(place: str, dtype: Any = "auto", **kwargs: Any) -> Any:
-    """A body as transformers loads it; to be had in float16 it is read in float32, which has the fingerprint of what is
-    stored, and goes through `_cast` once that is known."""
-    plain = kwargs.get("quantization_config") is None
-    if plain and kwargs.get("gguf_file") is not None:  # else the machine would decide whether weights are left packed
-        kwargs["quantization_config"] = GgufConfig(dequantize=True)
-    return AutoModel.from_pretrained(place, dtype=torch.float32 if plain and dtype in _FLOAT16 else dtype, **kwargs)
+def _check_apart(body: str, *folders: Any) -> None:
+    """Raises ValueError where a model that refers to `body` would be written over it."""
+    for folder in folders:
+        if folder is not None and Path(folder).resolve() == Path(body).resolve():
+            raise ValueError(
+                f"save_directory is {str(folder)!r}, where the frozen body is that the model refers to; it must be "
+                "another folder, or include_backbone=True"
+            )
 
 
 def _cast(body: Any, dtype: Any) -> None:
-    if dtype in _FLOAT16 and not _is_quantized(body):
+    if dtype in FLOAT16 and not is_quantized(body):
         for parameter in body.parameters():  # not `.to`: rotary tables stay in float32, as after from_pretrained
             parameter.data = parameter.data.to(torch.float16)
 
 
 def _copy(body: Any, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> Any:
     """A body of its own for a model: of `config`, with the weights of `body`; dtype None: and with its dtype."""
-    if _is_quantized(body):
+    if is_quantized(body):
         return copy.deepcopy(body)
     copied: Any = AutoModel.from_config(copy.deepcopy(config))
     try:
@@ -247,6 +293,18 @@ def _copy(body: Any, config: PreTrainedConfig, dtype: torch.dtype | None = None)
     for parameter in copied.parameters():
         parameter.data = parameter.data.to(body.dtype if dtype is None else dtype)
     return copied.to(body.device).eval()
+
+
+def _body_of(model: Any) -> Any:
+    """The body of a transformers model, or of one of this package."""
+    own = isinstance(model, PretrainedBodyMixin)
+    return cast(Any, model).backbone.model if own else model.base_model
+
+
+def own_source(folder: str | os.PathLike[str], body: nn.Module) -> dict[str, Any]:
+    """What `backbone_source` says of a `body` that is that of the model of this package in `folder`."""
+    place = str(Path(folder).absolute())
+    return Source(name_or_path=place, own=True, fingerprint=fingerprint(body.state_dict())).model_dump(mode="json")
 
 
 def _source(place: str, body: PreTrainedModel, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -267,7 +325,7 @@ def _find(source: Source, place: Any, config: PreTrainedConfig, dtype: torch.dty
     """
     where = source.name_or_path if place is None else place
     if isinstance(where, PreTrainedModel):
-        body, called = _copy(where.base_model, config, dtype), f"a {type(where).__name__}"
+        body, called = _copy(_body_of(where), config, dtype), f"a {type(where).__name__}"
     else:
         where = os.fspath(where)
         body, called = _load(source, where, place is None, config, dtype), repr(where)
@@ -288,10 +346,15 @@ def _load(source: Source, where: str, original: bool, config: PreTrainedConfig, 
     if source.quantization_config is not None:
         kwargs["quantization_config"] = AutoQuantizationConfig.from_dict(source.quantization_config)
     try:
-        return _read(where, dtype, config=copy.deepcopy(config), **kwargs)
-    except (OSError, RuntimeError, ValueError) as error:  # it is not there, or of other shapes
+        if source.own:  # read by a configuration of its own
+            return _copy(_body_of(read_body(where, dtype, **kwargs)), config)
+        return read_body(where, dtype, config=copy.deepcopy(config), **kwargs)
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # not there, of other shapes, cut off
         reason = str(error).strip().partition("\n")[0].strip(" .")
+        if Path(where).is_absolute() and not Path(where).exists():  # which transformers takes for a name on the Hub
+            reason = "there is no such folder"
         raise ValueError(
             f"backbone is {where!r}, from which the frozen body cannot be loaded ({reason}); pass as backbone the "
-            "folder, id or object of the body that this model was trained on"
+            "folder, id or object of the body that this model was trained on, or correct backbone_source.name_or_path "
+            "in its config.json"
         ) from error

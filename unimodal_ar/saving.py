@@ -19,6 +19,7 @@ from .modeling import UnimodalARForGeneration
 # What training and conversion write, by pattern; beside them stand the folders of what adapters carry.
 MODEL_FILES = (
     *("config.json", "generation_config.json", "model*.safetensors*", CONFIG_NAME),
+    *("adapter_config.json", "adapter_model.safetensors"),
     *("recipe.yaml", "evaluation.json", "samples.png", "samples.wav"),
 )
 
@@ -44,7 +45,7 @@ def load_model(
     except (RuntimeError, SafetensorError) as error:  # shapes that differ, a file that is cut off
         reason = str(error).partition("\n")[0].strip(" .")
         raise ValueError(
-            f"weights in {str(path)!r} do not load ({reason}); model.safetensors and config.json must be whole and of "
+            f"weights in {str(path)!r} do not load ({reason}); its .safetensors and config.json must be whole and of "
             "one training"
         ) from error
     model, report = loaded

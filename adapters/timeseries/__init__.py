@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from .adapter import SeriesSegment, TimeSeriesAdapter, last_steps, stack_series
+from .adapter import SeriesSegment, TimeSeriesAdapter
+from .arrays import last_steps, stack_series
 from .series import Series, read_series
+from .timestamps import Timestamps, time_of_step
 
-__all__ = ["Series", "SeriesSegment", "TimeSeriesAdapter", "last_steps", "read_series", "stack_series"]
+__all__ = [
+    "Series",
+    "SeriesSegment",
+    "TimeSeriesAdapter",
+    "Timestamps",
+    "last_steps",
+    "read_series",
+    "stack_series",
+    "time_of_step",
+]

@@ -6,13 +6,12 @@ covariates. NaN means missing on the way in and on the way out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn.functional import pad
@@ -20,9 +19,14 @@ from torch.nn.functional import pad
 from ...schema import parse
 from ...segment import Segment
 from ..base import Adapter, AdapterOptions, register_adapter
-from .scaling import first_row, location_scale
+from ..text_states import TextStates
+from .arrays import Array, as_batch, as_double, check_known, place, to_float
+from .scaling import location_scale
+from .series import Series
+from .timestamps import Timestamps, span_texts, time_of_step
 
-Array = ArrayLike | Tensor
+if TYPE_CHECKING:
+    from .timestamps import Origin
 
 
 @dataclass(frozen=True)
@@ -49,40 +53,6 @@ class SeriesSegment(Segment):
                 )
 
 
-def stack_series(series: Sequence[Array]) -> Tensor:
-    """Stacks unequal series, padded with NaN on the left so that their ends meet.
-
-    Args:
-        series: 1-D arrays [L_i], or covariates [L_i, F] with one F for all.
-
-    Returns:
-        float64 [B, max L] or [B, max L, F].
-
-    Raises:
-        ValueError: no series, or one that is not of a legal shape or dtype; the message names its position.
-    """
-    if len(series) == 0:
-        raise ValueError("stack_series got no series; it must get at least one")
-    tensors = [_as_double(one, f"series {position}") for position, one in enumerate(series)]
-    features = tensors[0].shape[1:]
-    for position, tensor in enumerate(tensors):
-        if tensor.dim() not in (1, 2) or tensor.shape[1:] != features:
-            raise ValueError(
-                f"series {position} has shape {tuple(tensor.shape)}; all must be [steps], or [steps, features] with "
-                "equal features"
-            )
-    stacked = torch.full((len(tensors), max(map(len, tensors)), *features), torch.nan, dtype=torch.float64)
-    for row, tensor in zip(stacked, tensors, strict=True):
-        row[row.shape[0] - len(tensor) :] = tensor
-    return stacked
-
-
-def last_steps(x: Tensor, length: int) -> Tensor:
-    """The last `length` steps of [B, L, ...], filled up with NaN on the left where there are fewer."""
-    missing = max(length - x.shape[1], 0)
-    return torch.cat([x.new_full((x.shape[0], missing, *x.shape[2:]), torch.nan), x[:, -length:]], 1)
-
-
 @register_adapter("timeseries")
 class TimeSeriesAdapter(Adapter):
     """Series <-> patches of `patch` consecutive steps on the grid (N, 1, 1).
@@ -102,7 +72,8 @@ class TimeSeriesAdapter(Adapter):
 
     - the known covariates of its own steps, step by step (P * F; 0 in padding);
     - the past-only covariates of the patch `past_lag` patches earlier (P * Q; 0 where missing);
-    - with past-only covariates, 1 if that patch lies in the lookback and has any value, else 0 (and so are they).
+    - with past-only covariates, 1 if that patch lies in the lookback and has any value, else 0 (and so are they);
+    - with timestamps, a language model's state of a sentence about the times of its steps, as it is.
 
     Args:
         patch: steps of an element.
@@ -114,6 +85,7 @@ class TimeSeriesAdapter(Adapter):
         past_lag: in patches. Under next-block prediction it must be the layout's block size, so that no element reads
             what is not known yet when its block is drawn. Without past-only covariates it has nothing to act on.
         modality: name under which the model's configuration knows the series.
+        timestamps: the language model and the sentence, see `Timestamps`; None: elements have no timestamps.
 
     Raises:
         ValueError: an illegal argument.
@@ -128,6 +100,7 @@ class TimeSeriesAdapter(Adapter):
         past_covariates: NonNegativeInt = 0
         past_lag: PositiveInt = 1
         modality: str = Field("series", min_length=1)
+        timestamps: Timestamps | None = None
 
         @model_validator(mode="after")
         def _check_eps(self) -> TimeSeriesAdapter.Options:
@@ -147,6 +120,7 @@ class TimeSeriesAdapter(Adapter):
         past_covariates: int = 0,
         past_lag: int = 1,
         modality: str = "series",
+        timestamps: Timestamps | Mapping[str, Any] | None = None,
     ) -> None:
         given = {
             "patch": patch,
@@ -157,8 +131,11 @@ class TimeSeriesAdapter(Adapter):
             "past_covariates": past_covariates,
             "past_lag": past_lag,
             "modality": modality,
+            "timestamps": timestamps,
         }
         self.options = parse(self.Options, given, type(self).__name__)
+        told = self.options.timestamps
+        self.text_states = None if told is None else TextStates(told.language_model)
 
     @property
     def element(self) -> dict[str, Any]:
@@ -166,9 +143,72 @@ class TimeSeriesAdapter(Adapter):
 
     @property
     def covariate_features(self) -> int:
-        """Number of covariate features of an element: P * F, plus P * Q + 1 with past-only covariates."""
+        """Number of covariate features of an element: P * F, plus P * Q + 1 with past-only covariates, plus the
+        language model's width with timestamps."""
+        width = 0 if self.text_states is None else self.text_states.width
+        return self._plain_features + width
+
+    @property
+    def _plain_features(self) -> int:
+        """Of them, those that are not timestamps."""
         known, past = self.options.known_covariates, self.options.past_covariates
         return self.options.patch * known + (self.options.patch * past + 1 if past else 0)
+
+    def config(self) -> dict[str, Any]:
+        """As `Adapter.config`, with what has become known of the language model."""
+        config = super().config()
+        if self.text_states is not None:
+            config["timestamps"]["language_model"] = self.text_states.language_model.model_dump(mode="json")
+        return config
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        config = super().save_files(folder)
+        if self.text_states is not None:
+            model = config["timestamps"]["language_model"]
+            place = Path(model["pretrained"])
+            model["pretrained"] = str(place.absolute()) if place.exists() else model["pretrained"]
+        return config
+
+    def share_body(self, body: Any, source: Mapping[str, Any]) -> None:
+        if self.text_states is not None:
+            self.text_states.share(body, source)
+
+    def origins(self, places: Iterable[tuple[Series, int]]) -> list[Origin] | None:
+        """What `encode` wants to know of times, for series whose step `step` is the first of the horizon; None where
+        the adapter has no timestamps.
+
+        Raises:
+            ValueError: a series without times; the message names it.
+        """
+        if self.options.timestamps is None:
+            return None
+        found: list[Origin] = []
+        for series, step in places:
+            if series.start is None or series.freq is None:
+                lacks = "no times" if series.start is None else "a single time, which tells no frequency"
+                raise ValueError(
+                    f"series {series.item_id!r} has {lacks}; the timestamps of {self.modality!r} are made of them (a "
+                    "table's column of times, and freq where it cannot be told)"
+                )
+            found.append((time_of_step(series.start, series.freq, step), series.freq))
+        return found
+
+    def prepare(self, places: Iterable[tuple[Series, int]], length: int, horizon: int) -> None:
+        """Computes ahead, in one go, what `encode` will want of timestamps, for a lookback of `length` steps and a
+        horizon; nothing where there are none.
+
+        Args:
+            places: series and the step that is the first of the horizon, as for `origins`.
+
+        Raises:
+            ValueError: as `origins`, or `TextStates.prepare` fails.
+        """
+        if self.text_states is None:
+            return
+        # Channels share their times. (Equal times in two zones are two sentences.)
+        once = {(one.start, getattr(one.start, "tz", None), one.freq, step): (one, step) for one, step in places}
+        origins = self.origins(once.values()) or []
+        self.text_states.prepare(text for texts in self._texts(origins, length, horizon) for text in texts)
 
     def past_patches(self, length: int) -> int:
         """Number of patches that a lookback of `length` steps becomes: the leading, known ones of a segment."""
@@ -187,6 +227,7 @@ class TimeSeriesAdapter(Adapter):
         horizon: int | None = None,
         known_covariates: Array | None = None,
         past_covariates: Array | None = None,
+        origins: Sequence[Origin] | None = None,
     ) -> SeriesSegment:
         """Cuts, pads, scales and patches a batch of series.
 
@@ -198,21 +239,24 @@ class TimeSeriesAdapter(Adapter):
             horizon: H, to leave the values that follow open; at most one of `future` and `horizon`.
             known_covariates: [B, L + H, F]. NaN is allowed only in padding, before a series' first observed value.
             past_covariates: [B, L, Q], NaN where missing.
+            origins: B pairs of the time of the first step after the past and a pandas offset alias, see `origins`; for
+                an adapter with timestamps.
 
         Returns:
             values float32 [B, N, P] (0 where not observed), observed bool [B, N, P], covariates float32
             [B, N, covariate_features] or None, loc and scale float64 [B]; N = past_patches(L) + future_patches(H).
 
         Raises:
-            ValueError: a wrong shape or dtype, an infinite value, `horizon` < 1, missing or superfluous covariates.
+            ValueError: a wrong shape or dtype, an infinite value, `horizon` < 1, missing or superfluous covariates or
+                origins, or `TextStates.states` fails.
         """
-        lookback = _batch(past, "past", "[B, L] with L >= 1")
+        lookback = as_batch(past, "past", "[B, L] with L >= 1")
         ahead = self._ahead(len(lookback), future, horizon)
         steps = lookback.shape[1], ahead.shape[1]
         reach = f"{steps[0]} of the past and {steps[1]} of the horizon"
         known = self._covariates(known_covariates, "known_covariates", len(lookback), sum(steps), reach)
         past_only = self._covariates(past_covariates, "past_covariates", len(lookback), steps[0], "those of the past")
-        _check_known(known, lookback)
+        check_known(known, lookback)
 
         kept = slice(-min(steps[0], self.options.lookback or steps[0]), None)
         lookback, past_only = lookback[:, kept], past_only[:, kept]
@@ -223,14 +267,16 @@ class TimeSeriesAdapter(Adapter):
             self._known_features(known, lookback.shape[1], steps[1]),
             *self._past_features(past_only, self.future_patches(steps[1])),
         ]
+        told = [to_float(torch.cat(features, -1), "covariates")] if self._plain_features else []
+        told += self._timestamps(origins, len(lookback), lookback.shape[1], steps[1])
         values = self._patches(series[..., None], lookback.shape[1], steps[1])
         observed = ~values.isnan()
         return SeriesSegment(
             modality=self.modality,
-            values=_to_float(values, "past and future"),
+            values=to_float(values, "past and future"),
             grid=(values.shape[1], 1, 1),
             observed=observed,
-            covariates=_to_float(torch.cat(features, -1), "covariates") if self.covariate_features else None,
+            covariates=torch.cat(told, -1) if told else None,
             loc=loc,
             scale=scale,
         )
@@ -262,7 +308,7 @@ class TimeSeriesAdapter(Adapter):
         if future is not None and horizon is not None:
             raise ValueError(f"horizon is {horizon} and future is given too; give at most one of them")
         if future is not None:
-            ahead = _batch(future, "future", "[B, H] with H >= 1")
+            ahead = as_batch(future, "future", "[B, H] with H >= 1")
             if len(ahead) != batch:
                 raise ValueError(f"future has {len(ahead)} series; it must have {batch} like past")
             return ahead
@@ -277,14 +323,14 @@ class TimeSeriesAdapter(Adapter):
             raise ValueError(f"{name} is missing; the adapter was made with {name}={count}")
         if given is None:
             return torch.empty(batch, length, 0, dtype=torch.float64)
-        covariates = _as_double(given, name)
+        covariates = as_double(given, name)
         if covariates.dim() != 3 or len(covariates) != batch or covariates.shape[2] != count:
             legal = f"[{batch}, {length}, {count}] (series, steps, features)"
             raise ValueError(f"{name} has shape {tuple(covariates.shape)}; it must be {legal}")
         if covariates.shape[1] != length:
             raise ValueError(f"{name} has {covariates.shape[1]} steps; it must have {length} ({what})")
         if covariates.isinf().any():
-            raise ValueError(f"{name} is infinite in {_place(covariates.isinf())}; it must be finite")
+            raise ValueError(f"{name} is infinite in {place(covariates.isinf())}; it must be finite")
         return covariates
 
     def _known_features(self, known: Tensor, past: int, future: int) -> Tensor:
@@ -304,6 +350,27 @@ class TimeSeriesAdapter(Adapter):
         available = (~earlier.isnan()).any(-1, keepdim=True)
         return [earlier.nan_to_num(nan=0.0), available.to(earlier.dtype)]
 
+    def _timestamps(self, origins: Sequence[Origin] | None, batch: int, past: int, future: int) -> list[Tensor]:
+        """[B, N, width], where there are any."""
+        if (origins is None) != (self.text_states is None) or (origins is not None and len(origins) != batch):
+            given = "None" if origins is None else f"{len(origins)} pairs"
+            legal = "None without timestamps" if self.text_states is None else f"{batch} pairs of time and frequency"
+            raise ValueError(f"origins is {given}; for this adapter it must be {legal}")
+        if origins is None or self.text_states is None:
+            return []
+        # Sample paths of one series share their times. (Equal times in two zones are two sentences.)
+        keys = [(time, time.tz, freq) for time, freq in origins]
+        once = dict(zip(keys, origins, strict=True))
+        texts = self._texts(list(once.values()), past, future)
+        states = self.text_states.states([text for row in texts for text in row]).unflatten(0, (len(once), -1))
+        number = {key: row for row, key in enumerate(once)}
+        return [states[[number[key] for key in keys]]]
+
+    def _texts(self, origins: Sequence[Origin], past: int, future: int) -> list[list[str]]:
+        assert self.options.timestamps is not None
+        patches = self.past_patches(past), self.future_patches(future)
+        return span_texts(origins, self.options.timestamps, self.options.patch, *patches)
+
     def _patches(self, x: Tensor, past: int, future: int) -> Tensor:
         """[B, past + future, features] -> [B, N, P * features], padded with NaN before and behind."""
         x = pad(x, (0, 0, -past % self.options.patch, -future % self.options.patch), value=torch.nan)
@@ -314,56 +381,3 @@ def _standardise(covariates: Tensor, past: int) -> Tensor:
     """Covariates [B, steps, features] by the statistics of their first `past` steps."""
     loc, scale = location_scale(covariates[:, :past].transpose(1, 2), "standard")
     return (covariates - loc[:, None]) / scale[:, None]
-
-
-def _check_known(known: Tensor, lookback: Tensor) -> None:
-    """NaN is legal only before a series begins, where it is what `stack_series` has padded with."""
-    begun = (~lookback.isnan()).cumsum(1) > 0
-    ahead = torch.ones(len(known), known.shape[1] - begun.shape[1], dtype=torch.bool, device=begun.device)
-    missing = known.isnan() & torch.cat([begun, ahead], 1)[..., None]
-    if missing.any():
-        raise ValueError(f"known_covariates has NaN in {_place(missing)}; every step must be known")
-
-
-def _place(mask: Tensor) -> str:
-    """The first True of [B, steps, features] in words."""
-    row, step, feature = mask.nonzero()[0].tolist()
-    return f"row {row} of the batch, step {step}, feature {feature}"
-
-
-def _batch(x: Array, name: str, legal: str) -> Tensor:
-    """[B, steps] float64 without infinite values."""
-    tensor = _as_double(x, name)
-    if tensor.dim() != 2 or tensor.shape[1] == 0:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {legal} (lists: stack_series)")
-    if tensor.isinf().any():
-        raise ValueError(
-            f"{name} is infinite in row {first_row(tensor.isinf())} of the batch; mark missing values with NaN"
-        )
-    return tensor
-
-
-def _as_double(x: Array, name: str) -> Tensor:
-    """float64; whatever is not made of real numbers is an error that names its dtype."""
-    if isinstance(x, Tensor):
-        dtype, is_real = str(x.dtype), not x.is_complex()
-    else:
-        try:
-            x = np.asarray(x)
-        except ValueError:
-            raise ValueError(f"{name} has rows of unequal length; stack_series pads them with NaN") from None
-        dtype, is_real = str(x.dtype), x.dtype.kind in "biuf"
-    if not is_real:
-        raise ValueError(f"{name} has dtype {dtype}; it must be real numbers")
-    # np.array copies: torch warns about the read-only arrays that pandas hands out.
-    return x.double() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float64))
-
-
-def _to_float(x: Tensor, name: str) -> Tensor:
-    """float32 with 0 for NaN."""
-    x = x.float().nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    if x.isinf().any():
-        raise ValueError(
-            f"{name} of row {first_row(x.isinf())} of the batch overflow float32 after scaling; rescale the data"
-        )
-    return x

@@ -67,6 +67,10 @@ def step_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**counts, "sampler": None if arguments.sampler is None else _sampler(arguments.sampler)}
 
 
+# Arguments of the library that are options of the command line, too.
+NAMED = {"steps", "head_steps", "sampler", "roll_out", "given", "mask", "seconds", "window", "overlap", "sink"}
+
+
 @contextmanager
 def naming_options() -> Iterator[None]:
     """Lets errors about arguments that are options, too, name the option."""
@@ -74,7 +78,7 @@ def naming_options() -> Iterator[None]:
         yield
     except ValueError as error:
         name, rest = re.match(r"(\w*)(.*)", str(error), re.DOTALL).groups()  # type: ignore[union-attr]
-        if name not in ("steps", "head_steps", "sampler", "given", "mask", "seconds", "window", "overlap", "sink"):
+        if name not in NAMED:
             raise
         raise ValueError(f"--{name.replace('_', '-')}{rest}") from error
 

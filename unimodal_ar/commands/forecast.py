@@ -32,6 +32,19 @@ def add(commands: Any) -> None:
     option("--quantiles", type=_floats, metavar="Q,Q,...", help="quantile levels (default 0.05 to 0.95)")
     option("--num-samples", type=int, default=100, metavar="S", help="sample paths per series (default 100)")
     add_steps(option)
+    option(
+        "--roll-out",
+        choices=("window", "cache"),
+        default="window",
+        help="beyond the trained length: scale anew and slide on (default), or draw the whole horizon in one go, which "
+        "is faster",
+    )
+    option(
+        "--examples",
+        choices=("none", "earlier", "similar"),
+        help="in-context examples in front of every lookback: the steps before it, or the windows before it that begin "
+        "like it (default: as in training)",
+    )
     option("--seed", type=int, default=0)
     option("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     columns = command.add_argument_group(
@@ -62,7 +75,9 @@ def run(arguments: argparse.Namespace) -> None:
     forecaster = load_quietly(Forecaster, arguments.model, device)
     levels, count = arguments.quantiles, arguments.num_samples
     with naming_options():
-        forecast = forecaster.predict(series, arguments.horizon, levels, count, seed=arguments.seed, **steps)
+        examples = {None: "trained", "none": None}.get(arguments.examples, arguments.examples)
+        drawing = {"seed": arguments.seed, "roll_out": arguments.roll_out, "examples": examples, **steps}
+        forecast = forecaster.predict(series, arguments.horizon, levels, count, **drawing)
     _write(forecast, out, plot)
     print(f"Wrote {len(series)} forecasts of {arguments.horizon} steps to {out}")
     if plot:

@@ -7,7 +7,7 @@ last state c of a sentence about the segment's span, e / |e| + add_scale c / |c|
 and those of the segment that is read count, as there.
 
 Further than one segment the original rolls out: it appends the forecast, drops the first segment (and its timestamp)
-and scales anew, which is what `Forecaster` does with a model without timestamps.
+and scales anew, which is what `Forecaster` does, too.
 
 Verified, with seeded random weights of the original code at toy size (GPT-2 of width 32): inputs and outputs of the
 language model, and the forecast. MLPs, Llama and roll-outs agree with the same network written out in the tests. Not
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..adapters import Adapter, TimeSeriesAdapter
 from ..configuration import UnimodalARConfig
+from ..fingerprint import fingerprint
 from ..modeling import UnimodalARForGeneration
 from ..schema import Strict, parse
 from .weights import count_layers, load, read_weights, rename, shape_of
@@ -47,11 +48,14 @@ class AutoTimesSettings(Strict):
         backbone: the language model, by its name or path; where the file holds its weights, too, only its configuration
             is read, which may be given instead.
         seq_len: lookback in steps, a multiple of the segment (token_len).
+        timestamps: let the adapter make the timestamps of a model that has some, with the language model that backbone
+            names; else whoever forecasts brings their embeddings.
         mlp_activation, dropout: of the MLPs, where encoder and decoder are some.
     """
 
     backbone: str | dict[str, Any]
     seq_len: PositiveInt = 672
+    timestamps: bool = False
     mlp_activation: Literal["tanh", "relu", "gelu"] = "tanh"
     dropout: float = Field(0.1, ge=0, lt=1)
 
@@ -71,9 +75,10 @@ def convert_autotimes(
         settings: see `AutoTimesSettings`.
 
     Returns:
-        model in evaluation mode, float32 on the CPU, and the adapter of its series. With timestamps, each element has
-        hidden_size covariates, its timestamp's embedding; those of the last segment, which nothing reads, may be 0. A
-        missing value counts as 0 after scaling.
+        model in evaluation mode, float32 on the CPU, around a frozen language model, of which a saved model holds the
+        name alone (unless the file holds its weights), and the adapter of its series. With timestamps, each element has
+        hidden_size covariates, its timestamp's embedding, which the adapter makes if the settings say so; those of the
+        last segment, which nothing reads, may be 0. A missing value counts as 0 after scaling.
 
     Raises:
         ValueError: settings or weights are not AutoTimes'; the message names what differs.
@@ -87,12 +92,16 @@ def convert_autotimes(
             "autotimes.backbone is a configuration, and the file holds no weights of a language model; it must be the "
             "name or path of the one that these were trained with"
         )
+    timestamps = _timestamps(options, weights)
     series = _series(options, weights)
     if body:
-        model = UnimodalARForGeneration(UnimodalARConfig(backbone=options.backbone, modalities={MODALITY: series}))
+        config = UnimodalARConfig(backbone=options.backbone, modalities={MODALITY: series}, freeze_backbone=True)
+        model = UnimodalARForGeneration(config)
     else:
         assert isinstance(options.backbone, str)
-        model = UnimodalARForGeneration.from_backbone(options.backbone, {MODALITY: series}, dtype=torch.float32)
+        model = UnimodalARForGeneration.from_backbone(
+            options.backbone, {MODALITY: series}, freeze=True, dtype=torch.float32
+        )
     names = _names(weights)
     ours = rename({name: tensor for name, tensor in weights.items() if name not in body}, names)
     ours |= {new: weights[old] for old, new in body.items()}
@@ -104,7 +113,24 @@ def convert_autotimes(
     ours[missing] = torch.zeros_like(known[missing])
     held = {} if body else {name: tensor for name, tensor in known.items() if name.startswith("backbone.")}
     load(model, held | ours)
-    return model.eval(), [TimeSeriesAdapter(series["element"]["dim"], options.seq_len, eps=EPS, modality=MODALITY)]
+    if timestamps is not None and not body:  # else these are of the file, and the named model's are not known yet
+        timestamps["language_model"]["fingerprint"] = fingerprint(model.backbone.model.state_dict())
+    patch = series["element"]["dim"]
+    return model.eval(), [TimeSeriesAdapter(patch, options.seq_len, eps=EPS, modality=MODALITY, timestamps=timestamps)]
+
+
+def _timestamps(options: AutoTimesSettings, weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """What the adapter is told of timestamps; the sentence of its own accord is the original's."""
+    if not options.timestamps:
+        return None
+    if "add_scale" not in weights:
+        raise ValueError("autotimes.timestamps is True; the weights are of a model without timestamps (no add_scale)")
+    if isinstance(options.backbone, dict):
+        raise ValueError(
+            "autotimes.timestamps is True, and autotimes.backbone is a configuration; it must be the name or path of "
+            "the language model that computes them"
+        )
+    return {"language_model": {"pretrained": options.backbone}}
 
 
 def _series(options: AutoTimesSettings, weights: Mapping[str, Tensor]) -> dict[str, Any]:

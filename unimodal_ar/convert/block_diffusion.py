@@ -82,6 +82,8 @@ def adapted(source: UnimodalARForGeneration, config: UnimodalARConfig) -> Unimod
     Raises:
         ValueError: it does not; the message names the keys or the weights that differ.
     """
+    if source.peft_layers is not None:
+        raise ValueError("the model has layers of PEFT in its backbone; merge them first (`unimodal-ar merge`)")
     _check_backbone(source.config.backbone, config.backbone)
     target: Any = UnimodalARForGeneration(config)
     weights, fresh = dict(source.state_dict()), target.state_dict()

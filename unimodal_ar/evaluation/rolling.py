@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters import Series
+from ..adapters import Series, time_of_step
 from ..forecasting import LEVELS, Forecaster
 from .baselines import repeat_last, seasonal_naive, with_residual_quantiles
 from .forecast import evaluate, rolling_windows, seasonal_naive_error
@@ -33,7 +33,7 @@ def rolling_evaluation(
     **sampling: Any,
 ) -> Rows:
     """Metrics of the model, of repeat-last and of seasonal-naive on the same windows; see `RollingEvaluation`.
-    `sampling` is what `Forecaster.predict` takes besides (temperature, steps, head_steps, sampler).
+    `sampling` is what `Forecaster.predict` takes besides (temperature, steps, head_steps, sampler, examples).
 
     Returns:
         method -> metric -> value, see `evaluate`; pooled over series and windows.
@@ -155,9 +155,7 @@ def window(item: Series, origin: int, horizon: int, lookback: int) -> Series:
 def _time(item: Series, step: int) -> Any:
     if item.start is None or item.freq is None:
         return None
-    import pandas as pd
-
-    return pd.date_range(item.start, periods=step + 1, freq=item.freq)[-1]
+    return time_of_step(item.start, item.freq, step)
 
 
 def _model(
@@ -170,8 +168,17 @@ def _model(
     num_samples: int,
     **sampling: Any,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    bare = Series(item.values, item.item_id, known=item.known, past=item.past)  # times would only cost time here
-    windows = [window(bare, test + i * stride, horizon, forecaster.lookback) for i in range(count)]
+    origins = [test + i * stride for i in range(count)]
+    adapter, step = forecaster.adapter, forecaster.adapter.options.patch * forecaster.block
+    if adapter.options.timestamps is None:  # times would only cost time here
+        item = Series(item.values, item.item_id, known=item.known, past=item.past)
+    else:  # in one go: for every chunk of every batch a language model would be looked at anew
+        ends = [(item, origin) for origin in origins]
+        adapter.prepare(ends, forecaster.lookback, -(-horizon // step) * step)
+    # Examples are of the past, however long ago.
+    examples = sampling.get("examples", "trained")
+    prompted = (forecaster.examples if isinstance(examples, str) and examples == "trained" else examples) is not None
+    windows = [window(item, o, horizon, o if prompted else forecaster.lookback) for o in origins]
     levels = None if forecaster.is_point else LEVELS
     forecast = forecaster.predict(windows, horizon, levels, num_samples, **sampling)
     return forecast.mean, forecast.quantiles

@@ -63,8 +63,8 @@ class AudioEvaluator(SampleEvaluator):
         super().__init__(adapter, labels, test, evaluation, config, seed)
         self.reconstruction = self._reconstruct() if evaluation.reconstruction else {}
 
-    def run(self, model: UnimodalARForGeneration, folder: Path) -> dict[str, Any]:
-        """Writes samples.wav, samples.png and generation_config.json, and returns {"bits_per_dimension": x,
+    def run(self, model: UnimodalARForGeneration, folder: Path | None) -> dict[str, Any]:
+        """Writes samples.wav and samples.png (`folder` None: draws none), and returns {"bits_per_dimension": x,
         "test_clips": n, "reconstruction": {"log_mel_distance", "si_sdr", "clips"}}, as far as asked for."""
         return super().run(model, folder) | ({"reconstruction": self.reconstruction} if self.reconstruction else {})
 

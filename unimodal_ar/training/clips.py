@@ -110,6 +110,7 @@ class ClipData(ABC, Generic[Examples]):
     """
 
     unit: ClassVar[str] = "clips"
+    of_training: ClassVar[frozenset[str]] = frozenset()
     encoder: ClassVar[type[Adapter]]  # that the clips need
     medium: ClassVar[str]  # what it is called, with its article
     options: ClipOptions

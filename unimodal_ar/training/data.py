@@ -42,8 +42,9 @@ class Examples(Protocol):
 class Evaluator(Protocol):
     """Judges a trained model. What can be wrong with data and options is found when it is made, before any training."""
 
-    def run(self, model: UnimodalARForGeneration, folder: Path) -> dict[str, Any]:
-        """Prints what it finds, returns it as JSON-able data, and writes files, if any, to `folder`."""
+    def run(self, model: UnimodalARForGeneration, folder: Path | None) -> dict[str, Any]:
+        """Prints what it finds, returns it as JSON-able data, and writes files, if any, to `folder` (None: none, and
+        what is for these alone is not drawn). The evaluation's sampling options become the model's."""
 
 
 class Data(Protocol):
@@ -53,6 +54,7 @@ class Data(Protocol):
     Options: ClassVar[type[Strict]]
     Evaluation: ClassVar[type[Strict]]  # the schema of the recipe's section `evaluation`
     unit: ClassVar[str]  # what its examples are called
+    of_training: ClassVar[frozenset[str]]  # options without effect on an evaluation
     options: Strict
 
     @property

@@ -99,6 +99,7 @@ class ImageData:
     Options: ClassVar[type[ImageOptions]] = ImageOptions
     Evaluation: ClassVar[type[ImageEvaluation]] = ImageEvaluation
     unit: ClassVar[str] = "images"
+    of_training: ClassVar[frozenset[str]] = frozenset({"flip"})
 
     def __init__(self, options: ImageOptions, adapters: dict[str, Adapter]) -> None:
         adapter, label = adapters.get(options.modality), adapters.get(options.label or "")

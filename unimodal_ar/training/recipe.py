@@ -23,8 +23,9 @@ from ..modeling import UnimodalARForGeneration
 from ..objectives import OBJECTIVES
 from ..schema import Strict, parse
 from . import arguments
-from .body import PretrainedBody
+from .body import PretrainedBody, with_language_model
 from .data import DATA, Evaluator
+from .peft import Layers, parse_peft
 from .schedule import check_schedule
 
 PACKAGE = "unimodal_ar.recipes"
@@ -75,6 +76,8 @@ class Recipe(Strict):
         init_from: folder of a trained model whose weights training starts from; None: random ones. Its modalities may
             go from next-block to block diffusion (see `convert.adapted`); else model and weights must fit.
         model, adapters, data: see their schemas.
+        peft: layers of LoRA, say, that are trained in a frozen backbone in place of its weights: `method` and its
+            options, see `peft.METHODS`. The backbone is that of `init_from`, or pretrained. None: none.
         training: `transformers.TrainingArguments` by name.
         schedule: what changes while the model trains, see `schedule.Schedule`.
         early_stopping: stop after so many evaluations without a better validation loss; 0: never. With a schedule,
@@ -86,6 +89,7 @@ class Recipe(Strict):
     output_dir: str
     init_from: str | None = None
     model: ModelSection
+    peft: dict[str, Any] | None = None
     adapters: dict[str, dict[str, Any]]
     data: dict[str, Any]
     training: dict[str, Any]
@@ -104,6 +108,7 @@ class Resolved:
         evaluation: the checked section, or None.
         config: of the model.
         body: the pretrained one of `model.backbone`, or None.
+        peft: the checked section, or None.
     """
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -111,10 +116,11 @@ class Resolved:
         recipe = _collect(problems, parse, Recipe, document, "recipe")
         # Sections are looked at one by one even where the whole is wrong, so that all of it is told.
         sections = {name: _section(document, name) for name in _SECTIONS}
-        adapters = _collect(problems, _adapters, sections["adapters"])
+        adapters = _collect(problems, _adapters, sections["adapters"], sections["model"])
         options = _collect(problems, _data_options, sections["data"])
         evaluation = _collect(problems, _evaluation, sections)
         problems += arguments.check(sections["training"] or {})
+        peft = _collect(problems, parse_peft, recipe) if recipe else None
         kind = DATA[document["data"]["kind"]] if adapters and options else None
         data = _collect(problems, kind, options, adapters) if kind else None
         _check_model(problems, sections, adapters, data)
@@ -130,6 +136,7 @@ class Resolved:
         self.evaluation: Strict | None = evaluation
         self.config: UnimodalARConfig = cast(UnimodalARConfig, config)
         self.body = _pretrained(self.recipe.model.backbone)
+        self.peft: Layers | None = peft
 
     @property
     def document(self) -> dict[str, Any]:
@@ -143,6 +150,7 @@ class Resolved:
         evaluation = None if self.evaluation is None else self.evaluation.model_dump(mode="json")
         return self.recipe.model_dump(mode="json") | {
             "model": {"backbone": body, "modalities": config["modalities"]},
+            "peft": None if self.peft is None else {"method": self.peft.method, **self.peft.model_dump(mode="json")},
             "adapters": {name: {"kind": adapter.kind, **adapter.config()} for name, adapter in self.adapters.items()},
             "data": {"kind": self.recipe.data["kind"], **self.data.options.model_dump(mode="json")},
             "training": arguments.merged(self.recipe.training),
@@ -228,15 +236,24 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise ValueError(f"override is {override!r}; it must be written a.b=value")
     place = document
     for part in path[:-1]:
-        place = place.setdefault(part, {})
+        place[part] = {} if place.get(part) is None else place[part]  # a section may be null
+        place = place[part]
         if not isinstance(place, dict):
             raise ValueError(f"override is {override!r}; {part!r} holds a value, not a section")
     try:
         place[path[-1]] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"override is {override!r}; {value!r} is not YAML: {_reason(error)}") from None
+    if (unspaced := _unspaced(place[path[-1]])) is not None:
+        raise ValueError(f"override is {override!r}; {unspaced!r} needs a space behind its colon")
     if place[path[-1]] is None and path[:-1] in (["adapters"], ["model", "modalities"]):
         del place[path[-1]]
+
+
+def _unspaced(value: Any) -> str | None:  # a "key:value" in it, which YAML takes for a key without a value
+    inside = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else {}
+    found = [str(key) if inner is None and ":" in str(key) else _unspaced(inner) for key, inner in inside.items()]
+    return next(filter(None, found), None)
 
 
 def _reason(error: yaml.YAMLError) -> str:
@@ -261,7 +278,7 @@ def _section(document: Any, name: str) -> dict[str, Any] | None:
     return section if isinstance(section, dict) else None
 
 
-def _adapters(section: dict[str, Any] | None) -> dict[str, Adapter] | None:
+def _adapters(section: dict[str, Any] | None, model: dict[str, Any] | None) -> dict[str, Adapter] | None:
     if section is None:
         return None
     if not section:
@@ -271,6 +288,7 @@ def _adapters(section: dict[str, Any] | None) -> dict[str, Adapter] | None:
     for name, config in section.items():
         config = {"modality": name, **config} if isinstance(config, dict) else config
         try:
+            config = with_language_model(config, f"adapters.{name}", (model or {}).get("backbone"))
             adapters[name] = AutoAdapter.from_config(config, where=f"adapters.{name}")
         except ValueError as error:
             problems.append(str(error))
@@ -308,7 +326,8 @@ def _modality(name: str, written: dict[str, Any], adapters: dict[str, Adapter], 
 def _config(recipe: Recipe, adapters: dict[str, Adapter], data: Any) -> UnimodalARConfig:
     written = recipe.model.modalities
     modalities = {name: _modality(name, options, adapters, data) for name, options in written.items()}
-    config = UnimodalARConfig(**_backbone(recipe.model.backbone), modalities=modalities)
+    backbone = _backbone(recipe.model.backbone) | ({"freeze_backbone": True} if recipe.peft else {})
+    config = UnimodalARConfig(**backbone, modalities=modalities)
     data.check_model(config)
     return config
 

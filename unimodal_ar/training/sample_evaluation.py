@@ -86,16 +86,16 @@ class SampleEvaluator:
                 raise ValueError(f"evaluation.{name} is {getattr(evaluation, name)}; it truncates codes, not vectors")
         check_sampling(evaluation, config, adapter.modality)
 
-    def run(self, model: UnimodalARForGeneration, folder: Path) -> dict[str, Any]:
-        """Writes samples and generation_config.json, and returns {"bits_per_dimension": x, "test_images": n}, as far as
-        asked for."""
+    def run(self, model: UnimodalARForGeneration, folder: Path | None) -> dict[str, Any]:
+        """Writes samples to `folder` (None: draws none), and returns {"bits_per_dimension": x, "test_images": n}, as
+        far as asked for."""
         found: dict[str, Any] = {}
         if self.evaluation.bits_per_dimension:
             found = self._likelihood(model)
             print(f"\nTest part, {len(self.test)} {self.many}: {_told(found)}")
             found[f"test_{self.many}"] = len(self.test)
-        adopt(self.evaluation, model, folder)
-        if self.evaluation.samples:
+        adopt(self.evaluation, model)
+        if self.evaluation.samples and folder is not None:
             self._draw(model, folder / self.file)
         return found
 

@@ -48,13 +48,16 @@ def check_sampling(evaluation: SamplingOptions, config: UnimodalARConfig, modali
         raise ValueError(f"evaluation.{error}") from None
 
 
-def adopt(evaluation: SamplingOptions, model: UnimodalARForGeneration, folder: Path) -> None:
-    """Makes the evaluation's options the model's own, in `folder`/generation_config.json too: whoever draws from the
-    model gets what the evaluation showed."""
+def adopt(evaluation: SamplingOptions, model: UnimodalARForGeneration) -> None:
+    """Makes the evaluation's options the model's own."""
+    model.generation_config = cast(UnimodalARGenerationConfig, model.generation_config).updated(**evaluation.generation)
+
+
+def publish(evaluation: SamplingOptions, model: UnimodalARForGeneration, folder: Path) -> None:
+    """Writes what the model adopted to `folder`/generation_config.json, and says so: whoever draws from the model gets
+    what the evaluation showed."""
     defaults = UnimodalARGenerationConfig._defaults
-    config = cast(UnimodalARGenerationConfig, model.generation_config).updated(**evaluation.generation)
-    config.save_pretrained(folder)
-    model.generation_config = config
+    cast(UnimodalARGenerationConfig, model.generation_config).save_pretrained(folder)
     changed = [
         f"{name} {value}" for name, value in evaluation.generation.items() if value not in (None, defaults[name])
     ]

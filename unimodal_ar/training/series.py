@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -15,13 +14,10 @@ from torch.utils.data import Dataset
 from ..adapters import Adapter, Series, TimeSeriesAdapter, last_steps, read_series, stack_series
 from ..adapters.timeseries.series import OnIrregular
 from ..configuration import UnimodalARConfig
-from ..evaluation import format_table
-from ..evaluation.rolling import RollingEvaluation, Rows
-from ..forecasting import Forecaster, check_fit
-from ..heads import HEADS
-from ..modeling import UnimodalARForGeneration
+from ..forecasting import check_fit
+from ..prompts import Examples, Place, Prompt, check_room, in_front, searched
 from ..schema import Strict
-from .sampling import SamplingOptions, adopt, check_sampling
+from .series_evaluation import RollingForecasts, SeriesEvaluation
 
 
 class SeriesOptions(Strict):
@@ -38,6 +34,10 @@ class SeriesOptions(Strict):
             model also learns short pasts. None: always the full lookback.
         stop: use only the first so many steps.
         validation, test: length of the held-out parts, in steps or as a fraction of the series.
+        examples: in-context examples in front of every lookback, in training, validation and evaluation; the sequence
+            is that much longer, and the loss is of their elements, too. Forecasts with the model's folder are prompted
+            likewise: this section of the recipe.yaml there says how. Training leaves out windows for which there is no
+            "similar" example; "earlier" ones may be missing. None: none.
         standardise: subtract the mean and divide by the standard deviation of each series' training part; errors are
             then in those units.
     """
@@ -59,6 +59,7 @@ class SeriesOptions(Strict):
     stop: PositiveInt | None = None
     validation: PositiveInt | float = Field(0.1, gt=0)
     test: int | float = Field(0.2, ge=0)
+    examples: Examples | None = None
     standardise: bool = False
 
     @model_validator(mode="after")
@@ -68,23 +69,6 @@ class SeriesOptions(Strict):
         if self.dataset is not None and self.dataset not in DATASETS:
             raise ValueError(f"dataset is {self.dataset!r}; known datasets are {sorted(DATASETS)}")
         return self
-
-
-class SeriesEvaluation(SamplingOptions):
-    """Rolling forecasts over the held-out end of every series.
-
-    Args:
-        horizons: in steps; each gets its own table.
-        stride: steps between forecast origins.
-        season: in steps, of the seasonal naive baseline and of MASE.
-        num_samples: sample paths per forecast.
-        steps, head_steps, sampler: of these forecasts, see the model's `generate`. They become the model's defaults.
-    """
-
-    horizons: list[PositiveInt] = Field(min_length=1)
-    stride: PositiveInt
-    season: PositiveInt
-    num_samples: PositiveInt = 100
 
 
 def city_temperatures() -> Any:
@@ -114,6 +98,9 @@ class Split:
 class SeriesData:
     """Windows over series, and the series themselves for evaluation.
 
+    Attributes:
+        trained_examples: what the model was trained with, where its evaluation is told otherwise.
+
     Raises:
         ValueError: the file cannot be read, a series is too short for its parts, or the adapter is of another kind.
     """
@@ -121,6 +108,7 @@ class SeriesData:
     Options: ClassVar[type[SeriesOptions]] = SeriesOptions
     Evaluation: ClassVar[type[SeriesEvaluation]] = SeriesEvaluation
     unit: ClassVar[str] = "windows"
+    of_training: ClassVar[frozenset[str]] = frozenset({"horizon", "stride", "validation_stride", "min_lookback"})
 
     def __init__(self, options: SeriesOptions, adapters: dict[str, Adapter]) -> None:
         adapter = adapters.get(options.modality)
@@ -140,7 +128,28 @@ class SeriesData:
                 raise ValueError(
                     f"data.{name} names {len(named)} columns; adapters.{options.modality}.{name}_covariates is {count}"
                 )
+        self.prompt = self._prompt()
+        self.trained_examples = self.options.examples
         self._series: list[Series] | None = None
+        self._examples: dict[tuple[int, int], list[Place]] = {}
+
+    def _prompt(self) -> Prompt | None:
+        """The examples of every window; their length is written out in the options."""
+        examples, patch = self.options.examples, self.adapter.options.patch
+        if examples is None:
+            return None
+        if examples.length is None:
+            length = patch * self._window_patches
+            examples = examples.model_copy(update={"length": length})
+            self.options = self.options.model_copy(update={"examples": examples})
+        try:
+            return searched(examples, self.lookback, patch, patch)
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from None
+
+    @property
+    def _window_patches(self) -> int:
+        return self.adapter.past_patches(self.lookback) + self.adapter.future_patches(self.options.horizon)
 
     @property
     def modalities(self) -> list[str]:
@@ -150,15 +159,22 @@ class SeriesData:
         """What the data settle of a modality's configuration."""
         if name != self.options.modality:
             return {}
-        patches = self.adapter.past_patches(self.lookback) + self.adapter.future_patches(self.options.horizon)
-        return {"grid": [patches, 1, 1], "covariates": self.adapter.covariate_features}
+        shown = 0 if self.prompt is None else self.prompt.steps // self.adapter.options.patch
+        return {"grid": [shown + self._window_patches, 1, 1], "covariates": self.adapter.covariate_features}
 
     def check_model(self, config: UnimodalARConfig) -> None:
         """Raises ValueError where the model could not forecast the windows it would be trained on."""
         name = self.options.modality
         if config.modality(name).head is None:
             raise ValueError(f"modalities.{name} has no head; the data are its series, so it needs one to be trained")
-        check_fit(self.adapter, config.modality(name))
+        patch = self.adapter.options.patch
+        step = patch * check_fit(self.adapter, config.modality(name))
+        if self.options.examples is not None:
+            try:
+                searched(self.options.examples, self.lookback, step, patch)
+            except ValueError as error:
+                raise ValueError(f"data.{error}") from None
+        check_room(self.prompt, self.lookback, step, config.modality(name).grid[0] * patch, "data.examples")
 
     def evaluator(self, evaluation: SeriesEvaluation, config: UnimodalARConfig, seed: int) -> RollingForecasts:
         return RollingForecasts(self, evaluation, config, seed)
@@ -178,17 +194,52 @@ class SeriesData:
         """The parts of one series."""
         stop = min(len(series.values), self.options.stop or len(series.values))
         lengths = [x if isinstance(x, int) else round(x * stop) for x in (self.options.validation, self.options.test)]
-        split = Split(stop - sum(lengths), stop - lengths[1], stop)
-        needed = (self.options.min_lookback or self.lookback) + self.options.horizon
-        if split.validation < needed:
+        if sum(lengths) >= stop:
             raise ValueError(
-                f"series {series.item_id!r} leaves {split.validation} steps to train on after {lengths[0]} of "
-                f"validation and {lengths[1]} of test; one window needs {needed}"
+                f"series {series.item_id!r} has {stop} steps, which {lengths[0]} of validation and {lengths[1]} of "
+                "test leave no training part of; shorten them"
             )
-        return split
+        return Split(stop - sum(lengths), stop - lengths[1], stop)
+
+    def _check_lengths(self) -> None:
+        """Raises ValueError for a training part without a single window."""
+        needed = self._first_origin(self.options.min_lookback or self.lookback) + self.options.horizon
+        for series in self.series:
+            split = self.split(series)
+            if split.validation < needed:
+                raise ValueError(
+                    f"series {series.item_id!r} leaves {split.validation} steps to train on after "
+                    f"{split.test - split.validation} of validation and {split.stop - split.test} of test; one window "
+                    f"needs {needed}"
+                )
+
+    def _first_origin(self, shortest: int) -> int:
+        """The first step of the first horizon of a series, whose lookback has `shortest` steps at least."""
+        examples = self.options.examples
+        if examples is None or examples.strategy == "earlier":
+            return shortest
+        return self.lookback + cast(int, examples.length)  # one that is similar has room before the lookback
+
+    def examples_of(self, number: int, origin: int) -> list[Place]:
+        """The places of a window's examples, looked for once: epochs go over the same windows."""
+        assert self.prompt is not None, "the caller has looked"
+        if (number, origin) not in self._examples:
+            self._examples[number, origin] = self.prompt.find(self.series[number], origin)
+        return self._examples[number, origin]
 
     def train(self) -> WindowDataset:
-        return self._windows(lambda split: (0, split.validation), self.options.stride, self.options.min_lookback)
+        """Windows in the training part. What the adapter computes of timestamps is computed here, for all windows."""
+        self._check_lengths()
+        dataset = self._windows(lambda split: (0, split.validation), self.options.stride, self.options.min_lookback)
+        if self.adapter.options.timestamps is not None:
+            self._prepare_timestamps([*dataset.windows, *self.validation().windows])
+        return dataset
+
+    def _prepare_timestamps(self, windows: list[tuple[int, int]]) -> None:
+        places = [(self.series[number], origin) for number, origin in windows]
+        self.adapter.prepare(places, self.lookback, self.options.horizon)
+        if self.prompt is not None:
+            self.prompt.prepare(self.adapter, [self.examples_of(number, origin) for number, origin in windows])
 
     def validation(self) -> WindowDataset:
         """Windows whose horizon lies in the validation part."""
@@ -206,7 +257,7 @@ class SeriesData:
         shortest = min_lookback or self.lookback
         for number, series in enumerate(self.series):
             start, stop = part(self.split(series))
-            first = max(start, 0) + (shortest if start >= 0 else self.lookback)
+            first = max(max(start, 0) + (shortest if start >= 0 else self.lookback), self._first_origin(shortest))
             windows += [(number, origin) for origin in range(first, stop - self.options.horizon + 1, stride)]
         return WindowDataset(self, windows, min_lookback)
 
@@ -273,61 +324,9 @@ class WindowDataset(Dataset):
         if adapter.options.past_covariates:
             own = [cut(series[n].past, start, origin) for n, start, origin in windows]
             past_only = last_steps(stack_series(own), lookback)
-        segment = adapter.encode(past, future, known_covariates=known, past_covariates=past_only)
+        origins = adapter.origins((series[n], origin) for n, _, origin in windows)
+        segment = adapter.encode(past, future, known_covariates=known, past_covariates=past_only, origins=origins)
+        if self.data.prompt is not None:
+            shown = self.data.prompt.encode(adapter, [self.data.examples_of(n, origin) for n, _, origin in windows])
+            segment = in_front(shown, segment)
         return {"segments": [segment]}
-
-
-class RollingForecasts:
-    """Rolling forecasts on the test part. The baselines' part is done when this is made, before any training: it is
-    cheap, and finds whatever the data lack.
-
-    Raises:
-        ValueError: a test part shorter than a horizon, a training part too short for the baselines, windows without
-            an observed value (the message names the series); steps or a sampler that objective or head do not have.
-    """
-
-    def __init__(self, data: SeriesData, evaluation: SeriesEvaluation, config: UnimodalARConfig, seed: int) -> None:
-        self.data, self.evaluation, self.config, self.seed = data, evaluation, config, seed
-        self.rolling: dict[int, RollingEvaluation] = {}
-        self.baselines: dict[int, Rows] = {}
-        check_sampling(evaluation, config, data.adapter.modality)
-        splits = [data.split(series) for series in data.series]
-        for horizon in evaluation.horizons:
-            try:
-                self._add(horizon, splits)
-            except ValueError as error:
-                raise ValueError(f"evaluation of horizon {horizon}: {error}") from None
-
-    def _add(self, horizon: int, splits: list[Split]) -> None:
-        data = self.data
-        for series, split in zip(data.series, splits, strict=True):
-            if split.stop - split.test < horizon:
-                raise ValueError(f"series {series.item_id!r} has a test part of {split.stop - split.test} steps")
-        options = self.config.modality(data.adapter.modality)
-        objective: Any = options.built_objective
-        self.rolling[horizon] = RollingEvaluation(
-            data.series,
-            [split.validation for split in splits],
-            [split.test for split in splits],
-            horizon,
-            self.evaluation.stride,
-            self.evaluation.season,
-            data.lookback,
-        )
-        self.baselines[horizon] = self.rolling[horizon].baselines(
-            objective.is_point(HEADS[(options.head or {})["kind"]])
-        )
-
-    def run(self, model: UnimodalARForGeneration, folder: Path) -> dict[str, Rows]:
-        """A table per horizon, printed and returned; writes generation_config.json."""
-        tables = {}
-        adopt(self.evaluation, model, folder)
-        for horizon, rolling in self.rolling.items():
-            forecaster = Forecaster(model, self.data.adapter)
-            row = rolling.model(forecaster, self.evaluation.num_samples, self.seed)
-            rows = {"unimodal_ar": row, **self.baselines[horizon]}
-            stride = self.evaluation.stride
-            print(f"\nTest part, rolling forecasts {horizon} steps ahead, an origin every {stride} steps:\n")
-            print(format_table(rows))
-            tables[str(horizon)] = rows
-        return tables

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import ProgressCallback, Trainer
 
+from .. import lora
 from ..modeling import UnimodalARForGeneration
 from ..noise import seeded
 from ..segment import Segment, collate
@@ -104,6 +105,23 @@ class UnimodalARTrainer(Trainer):
         """6 x parameters x elements. (The base class counts the elements of a single input tensor.)"""
         elements = sum(segment.batch_size * segment.num_elements for segment in inputs["segments"])
         return 6 * elements * self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_layers(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_layers(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_layers(self, folder: Any) -> bool:
+        """Whether it loads what a model with layers of PEFT wrote to a checkpoint: not a model.safetensors, where
+        the base class would look. FSDP and DeepSpeed have formats of their own."""
+        model = self.accelerator.unwrap_model(self.model)
+        if getattr(model, "peft_layers", None) is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        lora.load(model, folder)
+        return True
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._sums:

@@ -75,6 +75,7 @@ class VideoData(ClipData[VideoDataset]):
     Evaluation: ClassVar[type[VideoEvaluation]] = VideoEvaluation
     encoder: ClassVar[type[Adapter]] = VideoAdapter
     medium: ClassVar[str] = "a video"
+    of_training: ClassVar[frozenset[str]] = frozenset({"flip", "random_starts"})
     options: VideoOptions
     adapter: VideoAdapter
 

@@ -99,15 +99,16 @@ class VideoEvaluator(SampleEvaluator):
         legal = beginnings(adapter, config.modality(adapter.modality))
         self.given = _given(evaluation.given, legal, test.anchor + FEWEST)
 
-    def run(self, model: UnimodalARForGeneration, folder: Path) -> dict[str, Any]:
-        """Writes samples.mp4, samples.png, predictions.png and generation_config.json, and returns
-        {"bits_per_dimension": x, "test_clips": n, "predictions": {"psnr", "ssim", "last_frame_psnr", "psnr_by_frame":
-        [T - g], "given": g, "clips": n}}, as far as asked for."""
+    def run(self, model: UnimodalARForGeneration, folder: Path | None) -> dict[str, Any]:
+        """Writes samples.mp4, samples.png and predictions.png (`folder` None: nothing, and no samples are drawn), and
+        returns {"bits_per_dimension": x, "test_clips": n, "predictions": {"psnr", "ssim", "last_frame_psnr",
+        "psnr_by_frame": [T - g], "given": g, "clips": n}}, as far as asked for."""
         found = super().run(model, folder)
         if self.evaluation.predictions:
             real, predicted = self._predict(model)
             found["predictions"] = self._judged(real, predicted)
-            write_png(pairs(real[:PAIRS], predicted[:PAIRS], self.given), folder / PICTURE)
+            if folder is not None:
+                write_png(pairs(real[:PAIRS], predicted[:PAIRS], self.given), folder / PICTURE)
         return found
 
     def _predict(self, model: UnimodalARForGeneration) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,70 @@
+"""`unimodal-ar evaluate`: a trained model judged again, on other data or otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .common import check_output, usable_device
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="judge a trained model again, on other data, say",
+        description="Judge a trained model as its recipe.yaml does after training, on these data or on others that it "
+        "has not seen (--set data.path=other.csv). The model's folder stays as it is.",
+    )
+    option = command.add_argument
+    option("model", metavar="MODEL", help="a folder that training wrote")
+    option(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        dest="overrides",
+        help="override a key of the recipe's data or evaluation, or its seed; repeatable",
+    )
+    option(
+        "--out",
+        metavar="FILE",
+        help="where to write what is found: .json. Samples and pictures, which are not drawn without it, go beside it, "
+        "their names behind FILE's and a dash",
+    )
+    option("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..training.evaluate import evaluate
+
+    out = Path(arguments.out) if arguments.out else None
+    if out is not None:
+        _check_out(out, Path(arguments.model))
+    device = usable_device(arguments.device)
+    if out is None:
+        evaluate(arguments.model, arguments.overrides, device)
+        return
+    # Beside the place of the files, so that these can be moved: all appear whole, or none does.
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as scratch:
+        folder = Path(scratch)
+        tables = evaluate(arguments.model, arguments.overrides, device, folder)
+        drawn = sorted(folder.iterdir())
+        (folder / "found").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+        places = {file: out.with_name(f"{out.stem}-{file.name}") for file in drawn} | {folder / "found": out}
+        for file, place in places.items():
+            os.replace(file, place)
+            print(f"Wrote {place}")
+
+
+def _check_out(out: Path, model: Path) -> None:
+    """Raises ValueError where something is wrong with --out, before anything is read or computed."""
+    if out.suffix != ".json":
+        raise ValueError(f"--out is {str(out)!r}; it must end in .json")
+    check_output("--out", out)
+    if out.parent.resolve() == model.resolve():
+        raise ValueError(f"--out is {str(out)!r}, in the folder of the model, which stays as it is; choose another")
