@@ -218,6 +218,24 @@ def test_forecaster_rolls_out_and_saves(saved: Callable[[Method], str], tmp_path
 
 
 @torch.no_grad()
+def test_forecaster_of_a_body_that_moved_and_without_one(saved: Callable[[Method], str], tmp_path: Path) -> None:
+    written = method("llama", 0, mixed=False)
+    model, (adapter,) = convert_autotimes(written.weights(), backbone=saved(written), seq_len=LOOKBACK)
+    past, _ = some_series()
+    forecaster = Forecaster(model, cast(Any, adapter))
+    mean = forecaster.predict(past.numpy(), 10).mean
+    forecaster.save_pretrained(tmp_path / "model")
+    forecaster.save_pretrained(tmp_path / "alone", include_backbone=True)
+    (tmp_path / "llm").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="from which the frozen body cannot be loaded"):
+        Forecaster.from_pretrained(tmp_path / "model", device="cpu")
+    again = Forecaster.from_pretrained(tmp_path / "model", device="cpu", backbone=tmp_path / "moved")
+    alone = Forecaster.from_pretrained(tmp_path / "alone", device="cpu")
+    for loaded in (again, alone):
+        assert (loaded.predict(past.numpy(), 10).mean == mean).all()
+
+
+@torch.no_grad()
 def test_timestamps_survive_saving(saved: Callable[[Method], str], tmp_path: Path) -> None:
     written = method("gpt2", 3, mixed=True)
     model, adapters = convert_autotimes(written.weights(), backbone=saved(written), seq_len=LOOKBACK)

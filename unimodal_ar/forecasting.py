@@ -110,6 +110,7 @@ class Forecaster:
         modality: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        backbone: Any = None,
     ) -> Forecaster:
         """Loads model and adapter from a folder that training wrote, and the examples' strategy from its recipe.yaml.
 
@@ -118,17 +119,22 @@ class Forecaster:
             modality: which adapter, where the model has several.
             device: None: a GPU if there is one.
             dtype: None: float32 on the CPU (bfloat16 is slow on many), the checkpoint's own on a GPU.
+            backbone: where the frozen body is now, if it was moved: a folder, an id on the Hub, or the model itself.
         """
         adapter = AutoAdapter.from_pretrained(path, modality)
         if not isinstance(adapter, TimeSeriesAdapter):
             raise ValueError(
                 f"adapter of {str(path)!r} is a {type(adapter).__name__}; forecasting needs a TimeSeriesAdapter"
             )
-        return cls(load_model(path, device, dtype), adapter, trained_with(path, adapter.modality))
+        return cls(load_model(path, device, dtype, backbone), adapter, trained_with(path, adapter.modality))
 
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Writes model and adapter into one folder. What the model was prompted with is the recipe's to say."""
-        self.model.save_pretrained(path)
+    def save_pretrained(self, path: str | os.PathLike[str], include_backbone: bool = False) -> None:
+        """Writes model and adapter into one folder. What the model was prompted with is the recipe's to say.
+
+        Args:
+            include_backbone: with the weights of a frozen body, too, so that the folder stands alone.
+        """
+        self.model.save_pretrained(path, include_backbone=include_backbone)
         self.adapter.save_pretrained(path)
 
     @property

@@ -25,7 +25,10 @@ MODEL_FILES = (
 
 
 def load_model(
-    path: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    path: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    backbone: Any = None,
 ) -> UnimodalARForGeneration:
     """The model of a folder, in evaluation mode.
 
@@ -33,6 +36,7 @@ def load_model(
         path: the folder.
         device: None: a GPU if there is one.
         dtype: None: float32 on the CPU (bfloat16 is slow on many), the checkpoint's own on a GPU.
+        backbone: where the frozen body is now, if it was moved, see the model's `from_pretrained`.
 
     Raises:
         ValueError: the weights are damaged, or do not fit config.json.
@@ -41,7 +45,8 @@ def load_model(
     if dtype is None and where.type == "cpu":
         dtype = torch.float32
     try:
-        loaded: Any = UnimodalARForGeneration.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True)
+        reading: dict[str, Any] = {"dtype": dtype or "auto", "output_loading_info": True, "backbone": backbone}
+        loaded: Any = UnimodalARForGeneration.from_pretrained(path, **reading)
     except (RuntimeError, SafetensorError) as error:  # shapes that differ, a file that is cut off
         reason = str(error).partition("\n")[0].strip(" .")
         raise ValueError(
