@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
+import string
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import groupby
@@ -32,6 +34,8 @@ MEMORY = 2**30
 _KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
 # Of a configuration, what says nothing of the states: for one place it depends on how a model was loaded and saved.
 _IDLE = {"_name_or_path", "architectures", "dtype", "quantization_config", "transformers_version", "use_cache"}
+PROBE = f"This is Time Series from 2016-07-01 00:00:00 to 2016-07-04 23:59:59 {string.printable}"
+"""A text by whose tokens tokenizers are told apart: those of equal weights may differ in spaces, digits, or a start."""
 _ROWS = 500  # of a question to SQLite, whose older versions take no more than 999
 
 
@@ -45,6 +49,7 @@ class LanguageModel(Strict):
         gguf_file: the file in it, where it holds GGUF.
         fingerprint: of the weights; None: not known yet. An adapter writes it down, and then finds states that are on
             disk without the model, and refuses other weights.
+        tokenizer: the fingerprint of its tokenizer, a SHA-256 of the tokens of `PROBE`; kept and compared likewise.
         width: of the states; None: as the model's configuration says.
     """
 
@@ -52,6 +57,7 @@ class LanguageModel(Strict):
     revision: str | None = None
     gguf_file: str | None = None
     fingerprint: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    tokenizer: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     width: PositiveInt | None = None
 
     @property
@@ -65,9 +71,9 @@ class TextStates:
     """Texts -> the last hidden state (behind the final norm) of their last token, as AutoTimes computes those of its
     timestamps (Liu et al. 2024, arXiv 2402.02370, section 3.2), in float32.
 
-    States are kept in `<cache>/text_states/<fingerprint>.sqlite`, where <cache> is $UNIMODAL_AR_CACHE, or else
-    unimodal_ar in $XDG_CACHE_HOME or ~/.cache. Several processes may use it at once; a run that is killed keeps what it
-    had computed. The model is loaded only when a state is missing there.
+    States are kept in `<cache>/text_states/<fingerprint>-<tokenizer>.sqlite`, where <cache> is $UNIMODAL_AR_CACHE, or
+    else unimodal_ar in $XDG_CACHE_HOME or ~/.cache. Several processes may use it at once; a run that is killed keeps
+    what it had computed. The model is loaded only when a state is missing there.
 
     Attributes:
         language_model: with what has become known of it.
@@ -113,8 +119,8 @@ class TextStates:
         """float32 [len(texts), width] on the CPU.
 
         Raises:
-            ValueError: the language model cannot be loaded or has another fingerprint, a text is longer than its
-                positions, the cache cannot be written or is damaged.
+            ValueError: the language model cannot be loaded or has another fingerprint or tokenizer, a text is longer
+                than its positions, the cache cannot be written or is damaged.
         """
         wanted = dict.fromkeys(texts)
         missing = [text for text in wanted if text not in self._held]
@@ -142,7 +148,13 @@ class TextStates:
     def _store(self) -> _Store:
         if self.language_model.fingerprint is None:
             self._learn(fingerprint=self._identify())
-        return _Store(_cache() / "text_states" / f"{self.language_model.fingerprint}.sqlite", self.width)
+        if self.language_model.tokenizer is None:
+            self._learn(tokenizer=self._probe())
+        name = f"{self.language_model.fingerprint}-{str(self.language_model.tokenizer)[:16]}.sqlite"
+        return _Store(_cache() / "text_states" / name, self.width)
+
+    def _probe(self) -> str:
+        return hashlib.sha256(json.dumps(self._tokens([PROBE], None)).encode()).hexdigest()
 
     def _config(self) -> Any:
         if self._read_config is None:
@@ -219,6 +231,11 @@ class TextStates:
     def _compute(self, texts: Sequence[str], store: _Store) -> None:
         """Writes the states of texts, batch by batch: none is padded, so that each is what it would be alone. Texts
         that begin alike stand together, since what a batch begins with is read once."""
+        if (found := self._probe()) != self.language_model.tokenizer:
+            raise ValueError(
+                f"language_model is {self.language_model.pretrained!r}, whose tokenizer has the fingerprint "
+                f"{found[:12]}; the states that are wanted are those of {str(self.language_model.tokenizer)[:12]}"
+            )
         body = self._body()
         tokens = self._tokens(texts, getattr(body.config.get_text_config(), "max_position_embeddings", None))
         order = sorted(range(len(texts)), key=lambda i: (len(tokens[i]), tokens[i]))

@@ -67,15 +67,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "text_states"
 
 
+def save_tokenizer(folder: Path, words: list[str]) -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d|[a-zA-Z]+|[^\w]"), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+
+
 def save_language_model(folder: Path, kind: str = "llama", seed: int = 0, positions: int = 96) -> Path:
     """A tiny language model that knows digits and the words of the sentence, and its tokenizer."""
     torch.manual_seed(seed)
     model = MODELS[kind](positions).eval()
     perturb(model, 0.1, seed=seed)
     model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d|[a-zA-Z]+|[^\w]"), "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+    save_tokenizer(folder, WORDS)
     return folder
 
 
@@ -147,7 +151,8 @@ def test_states_on_disk_need_no_model(tmp_path: Path, cache: Path) -> None:
     expected = states.states(TEXTS)
     known = states.language_model
     assert known.width == WIDTH and known.fingerprint == source_of(folder)["fingerprint"]
-    assert [path.name for path in cache.iterdir()] == [f"{known.fingerprint}.sqlite"]
+    assert known.tokenizer is not None
+    assert [path.name for path in cache.iterdir()] == [f"{known.fingerprint}-{known.tokenizer[:16]}.sqlite"]
     folder.rename(tmp_path / "gone")
     assert torch.equal(TextStates(known).states(TEXTS[::-1]), expected.flip(0))
     for missing in ("from 2024-01-05 to 2024-01-06", "Series"):
@@ -155,6 +160,19 @@ def test_states_on_disk_need_no_model(tmp_path: Path, cache: Path) -> None:
             TextStates(known).states([TEXTS[0], missing])
     moved = known.model_copy(update={"pretrained": str(tmp_path / "gone")})
     assert TextStates(moved).states(["Series"]).shape == (1, WIDTH)
+
+
+def test_equal_weights_with_another_tokenizer_have_states_of_their_own(tmp_path: Path) -> None:
+    first, second = save_language_model(tmp_path / "first"), save_language_model(tmp_path / "second")
+    save_tokenizer(second, ["[UNK]", *WORDS[:0:-1]])
+    states = [states_of(folder) for folder in (first, second)]
+    found = [each.states(TEXTS) for each in states]
+    assert states[0].language_model.fingerprint == states[1].language_model.fingerprint
+    for folder, values in zip((first, second), found, strict=True):
+        torch.testing.assert_close(values, straight(folder, TEXTS), rtol=0, atol=1e-5)
+    swapped = states[0].language_model.model_copy(update={"pretrained": str(second)})
+    with pytest.raises(ValueError, match=r"whose tokenizer has the fingerprint [0-9a-f]{12}; the states that are"):
+        TextStates(swapped).states(["Series"])
 
 
 def test_what_texts_begin_with_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
