@@ -45,7 +45,8 @@ from unimodal_ar.evaluation.audio import log_mel_distance, si_sdr
 from unimodal_ar.evaluation.frechet import frechet_distance
 from unimodal_ar.pipelines import Generator
 from unimodal_ar.recipes.train import train
-from unimodal_ar.training.recipe import Resolved, load_recipe
+from unimodal_ar.training.documents import load_recipe
+from unimodal_ar.training.recipe import Resolved
 
 RATE = 8000
 MEL = {"kind": "mel", "n_fft": 256, "hop": 64, "n_mels": 24, "patch": 4}

@@ -28,7 +28,8 @@ from unimodal_ar.evaluation import format_table, repeat_last, seasonal_naive
 from unimodal_ar.forecasting import Forecaster
 from unimodal_ar.recipes.train import train
 from unimodal_ar.saving import load_model
-from unimodal_ar.training.recipe import Resolved, load_recipe
+from unimodal_ar.training.documents import load_recipe
+from unimodal_ar.training.recipe import Resolved
 
 RECIPE = "repurpose_llm/etth1_smollm2"
 WITH_TIMESTAMPS = [

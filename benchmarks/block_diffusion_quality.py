@@ -35,7 +35,8 @@ from unimodal_ar.evaluation.frechet import frechet_distance
 from unimodal_ar.forecasting import Forecaster
 from unimodal_ar.pipelines import Generator
 from unimodal_ar.recipes.train import train
-from unimodal_ar.training.recipe import Resolved, load_recipe
+from unimodal_ar.training.documents import load_recipe
+from unimodal_ar.training.recipe import Resolved
 
 MASK = f"{digits.IMAGE}.objective={{kind: block_diffusion}}"
 GAUSSIAN = [

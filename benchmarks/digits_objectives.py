@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from unimodal_ar.evaluation.frechet import frechet_distance
 from unimodal_ar.pipelines import Generator
 from unimodal_ar.recipes.train import train
-from unimodal_ar.training.recipe import Resolved, load_recipe
+from unimodal_ar.training.documents import load_recipe
+from unimodal_ar.training.recipe import Resolved
 
 BODY = "model.backbone"
 IMAGE = "model.modalities.image"

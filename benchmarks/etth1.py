@@ -25,7 +25,8 @@ from common import machine  # type: ignore[import-not-found]  # the scripts' own
 from unimodal_ar.evaluation import format_table, mae, mse, repeat_last, rolling_windows, seasonal_naive
 from unimodal_ar.forecasting import Forecaster
 from unimodal_ar.recipes.train import train
-from unimodal_ar.training.recipe import Resolved, load_recipe
+from unimodal_ar.training.documents import load_recipe
+from unimodal_ar.training.recipe import Resolved
 
 HORIZONS = (96, 192, 336, 720)
 LOOKBACK, PATCH, TEST = 672, 96, 11520

@@ -39,7 +39,8 @@ from unimodal_ar import UnimodalARConfig, UnimodalARDecoderConfig, UnimodalARFor
 from unimodal_ar.noise import SampleNoise
 from unimodal_ar.pipelines import Generator
 from unimodal_ar.recipes.train import train
-from unimodal_ar.training.recipe import Resolved, load_recipe
+from unimodal_ar.training.documents import load_recipe
+from unimodal_ar.training.recipe import Resolved
 
 CPU = torch.device("cpu")
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ from unimodal_ar.evaluation.rolling import window
 from unimodal_ar.forecasting import Forecast, Forecaster
 from unimodal_ar.recipes.train import train
 from unimodal_ar.training.data import DATASETS
-from unimodal_ar.training.recipe import load_recipe
+from unimodal_ar.training.documents import load_recipe
 
 HORIZON = 168  # hours: a week
 RECIPE = "next_patch/temperature"

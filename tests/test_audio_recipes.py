@@ -15,7 +15,8 @@ from transformers import DacConfig, DacModel
 
 from unimodal_ar.cli import main
 from unimodal_ar.recipes.train import train
-from unimodal_ar.training.recipe import Resolved, load_recipe, shipped_recipes
+from unimodal_ar.training.documents import load_recipe, shipped_recipes
+from unimodal_ar.training.recipe import Resolved
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("torchaudio")

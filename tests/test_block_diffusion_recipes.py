@@ -26,8 +26,9 @@ from unimodal_ar.pipelines import Generator, generate
 from unimodal_ar.recipes.train import train
 from unimodal_ar.saving import load_model
 from unimodal_ar.training import UnimodalARTrainer
+from unimodal_ar.training.documents import load_recipe
 from unimodal_ar.training.levels import candidate_ranges, search_levels
-from unimodal_ar.training.recipe import Resolved, load_recipe
+from unimodal_ar.training.recipe import Resolved
 from unimodal_ar.training.schedule import Schedule, check_schedule
 
 from .helpers import build, codes, diffusion, label, series

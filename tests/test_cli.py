@@ -12,7 +12,7 @@ import yaml
 
 from unimodal_ar.cli import main
 from unimodal_ar.forecasting import Forecaster
-from unimodal_ar.training.recipe import load_recipe, shipped_recipes
+from unimodal_ar.training.documents import load_recipe, shipped_recipes
 
 TOY = [
     "data.dataset=null",

@@ -23,7 +23,7 @@ from unimodal_ar.objectives.parts import own_values
 from unimodal_ar.recipes.train import train
 from unimodal_ar.saving import load_model
 from unimodal_ar.sequence import Cursor
-from unimodal_ar.training.recipe import load_recipe
+from unimodal_ar.training.documents import load_recipe
 
 BODIES = ["native", "llama", "gpt2"]
 

@@ -19,8 +19,9 @@ from unimodal_ar.adapters import read_series
 from unimodal_ar.cli import main
 from unimodal_ar.evaluation.rolling import rolling_evaluation
 from unimodal_ar.recipes.train import train
+from unimodal_ar.training.documents import load_recipe
 from unimodal_ar.training.evaluate import evaluate
-from unimodal_ar.training.recipe import Resolved, load_recipe
+from unimodal_ar.training.recipe import Resolved
 from unimodal_ar.training.series import city_temperatures
 
 SPLIT = {"validation": 16, "test": 24}

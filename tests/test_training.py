@@ -22,7 +22,8 @@ from unimodal_ar.adapters import Series, TimeSeriesAdapter
 from unimodal_ar.forecasting import Forecaster
 from unimodal_ar.recipes.train import main, train
 from unimodal_ar.training import UnimodalARTrainer, arguments
-from unimodal_ar.training.recipe import Resolved, load_recipe, shipped_recipes
+from unimodal_ar.training.documents import load_recipe, shipped_recipes
+from unimodal_ar.training.recipe import Resolved
 from unimodal_ar.training.series import SeriesData, SeriesOptions, WindowDataset
 
 STEPS = 60

@@ -20,10 +20,12 @@ from unimodal_ar import UnimodalARForGeneration
 from unimodal_ar.adapters import ImageAdapter, LabelAdapter, load_adapters, read_images
 from unimodal_ar.cli import main
 from unimodal_ar.pipelines import generate
-from unimodal_ar.recipes.train import _EarlyStopping, train
+from unimodal_ar.recipes.train import train
+from unimodal_ar.training.documents import load_recipe
+from unimodal_ar.training.fit import _EarlyStopping
 from unimodal_ar.training.image_set import ImageDataset, ImageSet
 from unimodal_ar.training.images import DATASETS, ImageData, ImageOptions
-from unimodal_ar.training.recipe import Resolved, load_recipe
+from unimodal_ar.training.recipe import Resolved
 from unimodal_ar.training.source_set import split
 
 CLASSES = ("ant", "bee", "cat")

@@ -72,7 +72,7 @@ def _add_recipes(commands: Any) -> None:
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
-    from .training.recipe import read_recipe, shipped_recipes
+    from .training.documents import read_recipe, shipped_recipes
 
     print(read_recipe(arguments.recipe).rstrip() if arguments.recipe else "\n".join(shipped_recipes()))
 

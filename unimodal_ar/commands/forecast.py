@@ -129,7 +129,7 @@ def _read(arguments: argparse.Namespace) -> list[Series]:
 def _trained_roles(path: Path, table: str) -> dict[str, Any]:
     """The columns' roles of the recipe at `path`, none where there is no recipe."""
     from ..schema import parse
-    from ..training.recipe import load_recipe
+    from ..training.documents import load_recipe
     from ..training.series import SeriesOptions
 
     if not path.is_file():  # a converted checkpoint was not trained here

@@ -16,7 +16,7 @@ from ..prompts import trained_with
 from ..saving import load_model
 from ..schema import Strict, parse
 from .data import DATA, Evaluator, SeriesData
-from .recipe import load_recipe
+from .documents import load_recipe
 
 _SOURCES = ("path", "dataset")  # of which a data section names one
 
