@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
+from ..places import PROCESSOR, model_folder
 from ..schema import Strict, parse
 from ..segment import Grid, Segment
 from .files import whole_file
@@ -20,7 +21,7 @@ from .files import whole_file
 if TYPE_CHECKING:
     from PIL import Image
 
-CONFIG_NAME = "processor_config.json"
+CONFIG_NAME = PROCESSOR
 # What adapters carry in folders of their own (see `part_folder`), each an attribute of the adapter -> the key of its
 # elements' options that holds the path.
 PARTS = {"tokenizer": "path", "vocoder": "vocoder"}
@@ -224,14 +225,15 @@ class Adapter(ABC):
 
     @classmethod
     def from_pretrained(
-        cls: type[AdapterType], directory: str | os.PathLike[str], modality: str | None = None
+        cls: type[AdapterType], directory: str | os.PathLike[str], modality: str | None = None, **hub: Any
     ) -> AdapterType:
-        """The only adapter of this class in `directory`, or the one of `modality`.
+        """The only adapter of this class in `directory`, or the one of `modality`; see `load_adapters`.
 
         Raises:
             ValueError: no such file or adapter, several adapters and no `modality`, an unknown kind or key.
         """
-        found = {name: adapter for name, adapter in load_adapters(directory).items() if isinstance(adapter, cls)}
+        adapters = load_adapters(directory, **hub)
+        found = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, cls)}
         if modality is None and len(found) == 1:
             return next(iter(found.values()))
         if modality is None:
@@ -295,13 +297,13 @@ class AutoAdapter:
     """Builds the adapter that a file or a mapping speaks of."""
 
     @staticmethod
-    def from_pretrained(directory: str | os.PathLike[str], modality: str | None = None) -> Adapter:
-        """The only adapter stored in `directory`, or the one of `modality`.
+    def from_pretrained(directory: str | os.PathLike[str], modality: str | None = None, **hub: Any) -> Adapter:
+        """The only adapter stored in `directory`, or the one of `modality`; see `load_adapters`.
 
         Raises:
             ValueError: as `Adapter.from_pretrained`.
         """
-        return Adapter.from_pretrained(directory, modality)
+        return Adapter.from_pretrained(directory, modality, **hub)
 
     @staticmethod
     def from_config(config: Mapping[str, Any], where: str = "adapter", folder: Path | None = None) -> Adapter:
@@ -327,13 +329,17 @@ class AutoAdapter:
             raise ValueError(f"{where}: {error}") from None
 
 
-def load_adapters(directory: str | os.PathLike[str]) -> dict[str, Adapter]:
+def load_adapters(directory: str | os.PathLike[str], **hub: Any) -> dict[str, Adapter]:
     """Every adapter stored in `directory`, by modality.
+
+    Args:
+        directory: a folder; or an id on the Hub, of which all but the model's weights is downloaded.
+        hub: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`, see `places.model_folder`.
 
     Raises:
         ValueError: no `processor_config.json`, or one that holds no adapters, an unknown kind or an unknown key.
     """
-    path = Path(directory) / CONFIG_NAME
+    path = model_folder(directory, weights=False, **hub) / CONFIG_NAME
     if not path.exists():
         raise ValueError(f"{directory} has no {CONFIG_NAME}; adapters are stored there by save_pretrained")
     entries = _read(path).get("adapters")

@@ -19,12 +19,9 @@ checkpointed step most.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -37,13 +34,13 @@ from common import (  # type: ignore[import-not-found]  # the scripts' own folde
     seconds_in_turns,
 )
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModel, LlamaConfig, LlamaModel
 
 from unimodal_ar import UnimodalARForGeneration
 from unimodal_ar.adapters import TimeSeriesAdapter
 from unimodal_ar.forecasting import Forecaster
 from unimodal_ar.places import folder_of
+from unimodal_ar.training.memory import peak_memory
 
 EPS = 1e-5  # of the normalisation's variance
 STRAIGHT, WHOLE, SLICED, CHECKPOINTED = "straight-line", "ours", "ours, in slices", "ours, checkpointed"
@@ -145,23 +142,6 @@ def straight_line(args: argparse.Namespace) -> StraightLine:
     return StraightLine(read_body(args), args.segment).to(args.device)
 
 
-def step_memory(step: Callable[[], None], device: torch.device) -> int:
-    """Bytes that a step takes at its highest."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder, "trace.json")
-        seen.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"])
-    return max(accumulate(event["args"]["Bytes"] for event in changes))
-
-
 def speed(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     written = straight_line(args)
@@ -181,7 +161,7 @@ def speed(args: argparse.Namespace) -> None:
     steps = {name: partial(step_of(name, args, written if name == STRAIGHT else ours), series) for name in STEPS}
     for run in steps.values():
         run()
-    memory = {name: step_memory(run, args.device) for name, run in steps.items()}
+    memory = {name: peak_memory(run, args.device) for name, run in steps.items()}
     trained = seconds_in_turns(steps, args.repeats, args.device)
     report(args, written, trained, memory, rolled, difference)
 

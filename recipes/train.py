@@ -6,20 +6,26 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
+from .. import ranks
 from .._version import __version__
 from ..modeling import UnimodalARForGeneration
-from ..saving import check_output, write_whole
-from ..training.arguments import find_checkpoint, last_checkpoint
+from ..saving import check_output, clear_partial, load_model, write_whole
+from ..training.checkpoints import find_checkpoint, holds_any, later_checkpoints
 from ..training.data import Evaluator
 from ..training.documents import load_recipe, recipes_writing
+from ..training.ema import replaced
 from ..training.fit import fit
+from ..training.launch import join_others
 from ..training.recipe import Resolved
 from ..training.sampling import SamplingOptions, publish
+from ..training.trainer import UnimodalARTrainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    join_others()
     overrides = list(arguments.overrides)
     if arguments.output:
         overrides.append(f"output_dir={json.dumps(arguments.output)}")
@@ -41,6 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = False) -> Path | None:
     """Trains the recipe `document` (see `load_recipe`) and writes model, adapters, recipe and evaluation.
+
+    With training.resume_from_checkpoint "auto" the same call may be made again and again, whatever ended it before: it
+    goes on from the last whole checkpoint, if there is one, and does nothing where the recipe's model is finished.
 
     Args:
         overwrite: replace a model, and checkpoints, that are already there.
@@ -57,26 +67,55 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
     resolved = Resolved(document)
     output = Path(resolved.recipe.output_dir)
     _check_source(resolved, output)
+    resume = resolved.recipe.training.get("resume_from_checkpoint")
+    own = False
+    if resume and not dry_run:
+        cut_off = ranks.gather(ranks.rank() == 0 and clear_partial(output))[0]
+        own = resume == "auto" and not overwrite and _is_of(resolved, output)
+        if own and not cut_off and (resolved.evaluation is None or (output / "evaluation.json").is_file()):
+            if ranks.rank() == 0:
+                print(f"{output} holds the finished model of this recipe.")
+            return output
     if not dry_run:
-        _check_output(resolved, output, overwrite)
+        _check_output(resolved, output, overwrite or own)  # one whose evaluation was interrupted is written again
     evaluator = resolved.evaluator()
     checkpoints = output / "checkpoints"
-    checkpoint = find_checkpoint(resolved.recipe.training.get("resume_from_checkpoint"), checkpoints)
+    checkpoint = find_checkpoint(resume, checkpoints)
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
             fit(resolved, Path(scratch) / "checkpoints", max_steps=2)
-        print("Dry run: recipe, data and two training steps are fine.")
+        if ranks.rank() == 0:
+            print("Dry run: recipe, data and two training steps are fine.")
         return None
-    if checkpoint is None and last_checkpoint(checkpoints) and not overwrite:
-        raise ValueError(
-            f"{str(checkpoints)!r} holds checkpoints of an earlier training; go on from the last one by "
-            "training.resume_from_checkpoint=true, or pass --overwrite"
-        )
+    if not overwrite:
+        _check_checkpoints(checkpoints, checkpoint, resume)
     trainer = fit(resolved, checkpoints, checkpoint)
+    _publish(resolved, trainer, evaluator, output)
     if trainer.is_world_process_zero():
-        _publish(resolved, trainer.accelerator.unwrap_model(trainer.model), evaluator, output)
         print(f"Wrote {output}")
     return output
+
+
+def _is_of(resolved: Resolved, output: Path) -> bool:
+    """Whether the model in `output` is there and of this recipe."""
+    if not (output / "config.json").is_file() or not (output / "recipe.yaml").is_file():
+        return False
+    written = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
+    return bool(written == yaml.safe_load(yaml.safe_dump(resolved.document)))
+
+
+def _check_checkpoints(folder: Path, checkpoint: Path | None, resume: Any) -> None:
+    """Raises ValueError where a training that begins, or goes on from `checkpoint`, would remove those of another."""
+    if checkpoint is None and resume != "auto" and holds_any(folder):
+        raise ValueError(
+            f"{str(folder)!r} holds checkpoints of an earlier training; go on from the last one by "
+            "training.resume_from_checkpoint=true, or pass --overwrite"
+        )
+    if checkpoint is not None and (later := later_checkpoints(folder, checkpoint)):
+        raise ValueError(
+            f"training.resume_from_checkpoint is {str(checkpoint)!r}, and {str(folder)!r} holds {later[0].name}, of "
+            "more steps; go on from the last one by true, or pass --overwrite to remove those that come after"
+        )
 
 
 def _check_output(resolved: Resolved, output: Path, overwrite: bool) -> None:
@@ -104,13 +143,15 @@ def _check_source(resolved: Resolved, output: Path) -> None:
         raise ValueError(f"init_from is {folder!r}, the output_dir, too; the new model needs a folder of its own")
 
 
-def _publish(resolved: Resolved, model: UnimodalARForGeneration, evaluator: Evaluator | None, output: Path) -> None:
+def _publish(resolved: Resolved, trainer: UnimodalARTrainer, evaluator: Evaluator | None, output: Path) -> None:
     """Writes model, adapters and recipe in place of what an earlier training wrote, and then what the evaluation
-    finds."""
-    output.mkdir(parents=True, exist_ok=True)
+    finds, to which all processes contribute. The main one writes and prints."""
+    model: UnimodalARForGeneration = trainer.accelerator.unwrap_model(trainer.model)
+    main, state = trainer.is_world_process_zero(), trainer.gathered_state()
+    raw = None if trainer.ema is None else trainer.ema.raw_weights()
 
     def write_model(folder: Path) -> None:
-        model.eval().save_pretrained(folder, home=output)
+        model.eval().save_pretrained(folder, home=output, state_dict=state)
         for adapter in resolved.adapters.values():
             adapter.save_pretrained(folder)
         recipe = yaml.safe_dump(resolved.document, sort_keys=False)
@@ -118,12 +159,27 @@ def _publish(resolved: Resolved, model: UnimodalARForGeneration, evaluator: Eval
 
     def write_evaluation(folder: Path) -> None:
         tables = cast(Evaluator, evaluator).run(model, folder)
+        if raw is not None:
+            print("\nThe same without the average of the weights (ema):")
+            with replaced(model, raw):
+                tables["without_ema"] = cast(Evaluator, evaluator).run(model, None)
         publish(cast(SamplingOptions, resolved.evaluation), model, folder)
         (folder / "evaluation.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
 
-    write_whole(output, write_model, replace=True)
-    if evaluator:
-        write_whole(output, write_evaluation)
+    if main:
+        output.mkdir(parents=True, exist_ok=True)
+        write_whole(output, write_model, replace=True)
+    if evaluator is None:
+        return
+    ranks.gather(None)  # the model is there
+    if state is not None:  # in pieces, which only a training knows how to put together
+        model = load_model(output, trainer.args.device)
+    with ranks.together():
+        if main:
+            write_whole(output, write_evaluation)
+            return
+        with tempfile.TemporaryDirectory() as scratch, redirect_stdout(StringIO()):
+            write_evaluation(Path(scratch))
 
 
 def main() -> None:

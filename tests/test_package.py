@@ -27,12 +27,12 @@ LAYERS = {
     part: layer
     for layer, parts in enumerate(
         [
-            {"_compat", "_version", "fingerprint", "layout", "masks", "merging", "noise", "places"}
-            | {"schema", "segment", "sequence"},
+            {"_compat", "_version", "fingerprint", "intact", "layout", "masks", "merging", "noise", "places"}
+            | {"ranks", "schema", "segment", "sequence"},
             {"backbone", "configuration", "curriculum", "decoder", "embeddings", "generation", "heads"}
-            | {"lora", "modality", "objectives", "pretrained"},
+            | {"lora", "modality", "objectives", "pretrained", "sharing"},
             {"modeling"},
-            {"adapters", "convert", "evaluation", "fitting", "forecast", "forecasting", "hub", "pipelines"}
+            {"adapters", "convert", "evaluation", "export", "fitting", "forecast", "forecasting", "hub", "pipelines"}
             | {"prompts", "saving", "training"},
             {"cli", "commands", "recipes"},
             {"unimodal_ar"},  # the package's own __init__, which gathers the public names
@@ -43,8 +43,9 @@ LAYERS = {
 CORE = {part for part, layer in LAYERS.items() if layer <= LAYERS["modeling"]}
 ADAPTERS_MAY_IMPORT = {"adapters", "fingerprint", "layout", "places", "schema", "segment"}
 OPTIONAL = {
-    *("PIL", "av", "datasets", "decord", "diffusers", "gluonts", "matplotlib", "pandas", "pyarrow", "sklearn"),
-    *("soundfile", "torch_fidelity", "torchaudio", "torchmetrics", "vega_datasets"),
+    *("PIL", "av", "datasets", "decord", "diffusers", "gluonts", "matplotlib", "onnx", "onnxruntime"),
+    *("onnxscript", "pandas", "pyarrow", "sklearn", "soundfile", "torch_fidelity", "torchaudio", "torchmetrics"),
+    "vega_datasets",
 }
 MODALITIES = {"audio", "image", "images", "speech", "time_series", "timeseries", "video", "videos"}
 

@@ -1,4 +1,4 @@
-"""LoRA, DoRA and IA3 in a frozen body: what they train, what is written, who can read it, what is refused, merging."""
+"""LoRA and its like in a frozen body: what they train, what is written, who can read it, what is refused, merging."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,18 +23,24 @@ from tests import test_trained_part
 from tests.helpers import build, diffusion, perturb, series
 from tests.test_frozen_backbone import LAYERS, WIDTH, X, _batch, _body, _language_model
 from tests.test_trained_part import _document
-from unimodal_ar import UnimodalARDecoder, UnimodalARDecoderConfig, UnimodalARForGeneration, lora
+from unimodal_ar import UnimodalARConfig, UnimodalARDecoder, UnimodalARDecoderConfig, UnimodalARForGeneration, lora
 from unimodal_ar.cli import main
 from unimodal_ar.forecasting import Forecaster
 from unimodal_ar.recipes.train import train
 from unimodal_ar.saving import load_model
-from unimodal_ar.training.peft import METHODS, insert, parse_peft
+from unimodal_ar.schema import parse
+from unimodal_ar.training.body import PretrainedBody, Quantization
+from unimodal_ar.training.peft import METHODS, Layers, insert, parse_peft
 from unimodal_ar.training.recipe import ModelSection, Recipe, Resolved
 
 BODIES = ["native", "llama", "gpt2", "qwen3"]
 MAPS = {"native": 7, "llama": 7, "gpt2": 4, "qwen3": 7, "opt": 6}  # linear maps of attention and MLP in a layer
 rounding = test_trained_part.rounding  # a fixture
-CASES = [(body, method) for body in BODIES for method in METHODS]
+OPTIONS: dict[str, dict[str, Any]] = {"vera": {"r": 16}, "oft": {"block_size": 16}, "hra": {"r": 4}}
+LINEAR = ["loha", "lokr", "oft", "hra"]  # of these PEFT has none for GPT-2's maps, or they take long
+LAYERED = [method for method, kind in METHODS.items() if issubclass(kind, Layers)]
+CASES = [(body, method) for body in BODIES for method in LAYERED if method not in LINEAR]
+CASES += [("qwen3", method) for method in LINEAR]
 
 
 def _source(folder: Path, kind: str, seed: int = 0) -> Path:
@@ -122,7 +128,7 @@ def trips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tenso
     here = {}
     for kind, method in CASES:
         place = root / f"{kind}-{method}"
-        model = _adapted(_plain(_source(place / "body", kind)), method)
+        model = _adapted(_plain(_source(place / "body", kind)), method, **OPTIONS.get(method, {}))
         model.save_pretrained(place / "model")
         here[place.name] = _losses(model)
     repository = str(Path(__file__).resolve().parents[1])
@@ -303,24 +309,24 @@ def test_layers_are_trained_alike_with_gradient_checkpointing(tmp_path: Path) ->
     assert all(torch.equal(x, runs[1][name]) for name, x in runs[0].items())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "vera", "prompt"])
 def test_a_training_with_layers_goes_on_from_a_checkpoint(method: str, tmp_path: Path) -> None:
     """Resumed equals uninterrupted, dropout included."""
     document = _lora_document(tmp_path)
-    document["peft"] = {"method": method} | ({} if method == "ia3" else {"dropout": 0.2})
+    document["peft"] = {"method": method} | ({} if method in ("ia3", "prompt") else {"dropout": 0.2})
+    weights = "model.safetensors" if method == "prompt" else "adapter_model.safetensors"
     document["training"] |= {"load_best_model_at_end": False}
     whole = train(document)
     assert whole is not None
-    expected = load_file(whole / "adapter_model.safetensors")
-    document["training"] |= {"resume_from_checkpoint": str(whole / "checkpoints" / "checkpoint-2")}
+    expected = load_file(whole / weights)
     shutil.copytree(whole / "checkpoints", tmp_path / "kept")
     document["training"] |= {"resume_from_checkpoint": str(tmp_path / "kept" / "checkpoint-2")}
     resumed = train(document | {"output_dir": str(tmp_path / "resumed")})
     assert resumed is not None
-    found = load_file(resumed / "adapter_model.safetensors")
-    half = load_file(tmp_path / "kept" / "checkpoint-2" / "adapter_model.safetensors")
+    found = load_file(resumed / weights)
+    half = load_file(tmp_path / "kept" / "checkpoint-2" / weights)
     assert found.keys() == expected.keys() and all(torch.equal(x, expected[name]) for name, x in found.items())
-    assert not any(torch.equal(x, half[name]) for name, x in found.items() if x.ndim > 1)
+    assert not any(torch.equal(x, half[name]) for name, x in found.items() if x.ndim > 1 and ".vera_" not in name)
 
 
 def test_the_best_checkpoint_with_layers_is_loaded(tmp_path: Path) -> None:
@@ -402,7 +408,14 @@ def test_a_frozen_body_gets_no_adaptive_norms(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"peft": {"r": 2}}, "peft.method is None; known methods are ['dora', 'ia3', 'lora']"),
+        ({"peft": {"r": 2}}, "peft.method is None; known methods are ['dora', 'hra', 'ia3',"),
+        ({"peft": {"method": "prompt", "target": "backbone"}}, "peft has an unknown key 'target'"),
+        ({"peft": {"method": "hra", "r": 3}}, "peft.r is 3: input should be a multiple of 2"),
+        ({"quantization": {"bits": 3}}, "model.backbone.quantization.bits is 3: input should be 4 or 8"),
+        (
+            {"dtype": "bfloat16", "init_from": "x"},
+            "model.backbone.dtype is 'bfloat16'; with init_from the body is that",
+        ),
         ({"peft": {"method": "lora", "rank": 2}}, "peft has an unknown key 'rank'"),
         ({"peft": {"method": "lora", "r": 0}}, "peft.r is 0: input should be greater than 0"),
         ({"peft": {"method": "ia3", "r": 2}}, "peft has an unknown key 'r'"),
@@ -415,7 +428,9 @@ def test_a_frozen_body_gets_no_adaptive_norms(tmp_path: Path) -> None:
 def test_recipes_with_peft_that_cannot_be(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
     document = _lora_document(tmp_path)
     document["peft"] = changes.get("peft", document["peft"])
-    body = {**document["model"]["backbone"], **{k: v for k, v in changes.items() if k in ("freeze", "ablation")}}
+    keys = ("freeze", "ablation", "dtype", "quantization")
+    body = {**document["model"]["backbone"], **{k: v for k, v in changes.items() if k in keys}}
+    document["init_from"] = changes.get("init_from")
     document["model"] = document["model"] | {"backbone": changes.get("backbone", body)}
     with pytest.raises(ValueError, match=r".") as caught:
         Resolved(document)
@@ -519,6 +534,172 @@ def test_a_model_with_layers_is_not_converted(tmp_path: Path, capsys: pytest.Cap
     request = ["convert", "--to", "block-diffusion", str(tmp_path / "model"), "--block", "2"]
     assert main([*request, "--out", str(tmp_path / "out")]) == 2
     assert "the model has layers of PEFT in its backbone; merge them first" in capsys.readouterr().err
+
+
+def test_layers_do_not_take_weights_of_other_layers(tmp_path: Path) -> None:
+    """Of another scale they would fit, and compute something else."""
+    body = _source(tmp_path / "body", "llama")
+    _adapted(_plain(body), alpha=16).save_pretrained(tmp_path / "model")
+    for options, expected in (
+        ({"alpha": 8}, "lora_alpha of the layers in .* is 16.0; of the model's it is 8.0"),
+        ({"r": 4}, "r of the layers in .* is 8; of the model's it is 4"),
+        ({"target": ["q_proj"]}, "target_modules of the layers in "),
+    ):
+        model = _plain(body)
+        insert(model, _options(**options))
+        with pytest.raises(ValueError, match=expected):
+            lora.load(model, tmp_path / "model")
+    insert(model := _plain(body), _options(alpha=16, dropout=0.5))  # which is of training alone
+    lora.load(model, tmp_path / "model")
+    assert torch.equal(_losses(model), _losses(load_model(tmp_path / "model")))
+    insert(model := _plain(body), _options("dora"))
+    with pytest.raises(ValueError, match=r"use_dora of the layers in .* is False; of the model's it is True"):
+        lora.load(model, tmp_path / "model")
+
+
+def test_ways_of_transformers_to_put_layers_in_are_refused(tmp_path: Path) -> None:
+    """They would leave embeddings and heads out, and the model would not know of its layers."""
+    body = _source(tmp_path / "body", "llama")
+    _adapted(_plain(body)).save_pretrained(tmp_path / "model")
+    model = _plain(body)
+    with pytest.raises(ValueError, match=r"peft_model_id is '.*model', .*; load it whole by from_pretrained"):
+        model.load_adapter(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"add_adapter got a LoraConfig; put layers in by lora.insert"):
+        model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_a_base_that_layers_are_not_of_is_noticed_by_the_auto_class(tmp_path: Path) -> None:
+    body = _source(tmp_path / "body", "llama")
+    _adapted(_plain(body)).save_pretrained(tmp_path / "model")
+    shutil.rmtree(body)
+    _source(tmp_path / "body", "llama", seed=1)
+    with pytest.raises(ValueError, match="works with no other body"):
+        AutoPeftModel.from_pretrained(tmp_path / "model", import_allowlist=["unimodal_ar"])
+    with pytest.raises(ValueError, match="works with no other body"):
+        lora.WithoutLayers.from_pretrained(tmp_path / "model")
+
+
+def test_new_heads_are_not_frozen_in_silence(tmp_path: Path) -> None:
+    model = _plain(_source(tmp_path / "body", "llama"))
+    with pytest.raises(ValueError, match=r"modules_to_save leaves out \['heads.x'\], whose weights are new"):
+        insert(model, _options(modules_to_save=["embeddings.x"]), new=True)
+    document = _lora_document(tmp_path, modules_to_save=[])
+    with pytest.raises(ValueError, match=r"leaves out \['embeddings.series', 'heads.series'\], whose weights are new"):
+        train(document)
+
+
+def test_layers_that_a_map_cannot_have(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"peft.block_size is 32; it must divide the 80 inputs of .*down_proj"):
+        insert(_plain(_source(tmp_path / "llama", "llama")), _options("oft", block_size=32))
+    with pytest.raises(ValueError, match=r"PEFT cannot put layers of LoHaConfig into this backbone: .*Conv1D"):
+        insert(_plain(_source(tmp_path / "gpt2", "gpt2")), _options("loha"))
+
+
+def test_what_layers_share_is_saved(tmp_path: Path) -> None:
+    """VeRA's projections: once, and not drawn again when they are loaded."""
+    model = _adapted(_plain(_source(tmp_path / "body", "llama")), "vera", r=16, key=3)
+    assert not any("vera_A" in name for name in model.state_dict())
+    layer = _body(model).layers[0].mlp.up_proj
+    with torch.no_grad():
+        layer.vera_A["default"].mul_(-1.5)  # as another version of torch might draw
+    expected = _losses(model)
+    model.save_pretrained(tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "adapter_model.safetensors")
+    assert {name: list(x.shape) for name, x in weights.items() if "lambda" not in name and "backbone" in name} == {}
+    assert weights["base_model.vera_A"].shape == (16, 80) and weights["base_model.vera_B"].shape == (80, 16)
+    loaded = load_model(tmp_path / "model", "cpu")
+    assert torch.equal(_losses(loaded), expected)
+    theirs = PeftModel.from_pretrained(lora.WithoutLayers.from_pretrained(tmp_path / "model"), tmp_path / "model")
+    assert torch.equal(_losses(theirs.eval()), expected)
+    x = torch.randn(5, WIDTH)
+    a, b = layer.vera_A["default"][:, :WIDTH], layer.vera_B["default"]
+    change = layer.vera_lambda_b["default"][:, None] * b @ (layer.vera_lambda_d["default"][:, None] * a)
+    torch.testing.assert_close(layer(x), x @ (layer.base_layer.weight + change).T, rtol=1e-4, atol=1e-5)
+
+
+# --- bodies in another dtype, or quantised ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto"])
+def test_what_is_trained_around_a_body_of_low_precision_is_in_float32(dtype: str, tmp_path: Path) -> None:
+    document = _lora_document(tmp_path)
+    document["model"]["backbone"]["dtype"] = dtype
+    if dtype == "auto":
+        _language_model("gpt2").to(torch.bfloat16).save_pretrained(tmp_path / "body")
+    resolved = Resolved(document)
+    model = resolved.new_model()
+    insert(model, resolved.peft)  # type: ignore[arg-type]
+    stored = {"auto": torch.bfloat16}.get(dtype) or getattr(torch, dtype)
+    found: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    for parameter in model.parameters():
+        found[parameter.requires_grad].add(parameter.dtype)
+    assert found == {True: {torch.float32}, False: {stored}}
+    batch = resolved.data.train()
+    segments = batch.collate([batch[0], batch[1]])["segments"]
+    model.train()(segments).loss.backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in model.parameters() if x.requires_grad)
+    low, whole = model.eval()(segments).loss, copy.deepcopy(model).float()(segments).loss
+    assert low.dtype == torch.float32 and low != whole
+    torch.testing.assert_close(low, whole, rtol=0.02, atol=0)
+    run = train(document)
+    assert run is not None and np.isfinite(_forecast(run)).all()
+    weights = load_file(run / "adapter_model.safetensors")
+    assert {x.dtype for x in weights.values()} == {torch.float32}
+
+
+def test_a_body_of_low_precision_stays_as_it_is() -> None:
+    for wrong in ({"freeze": False}, {"ablation": "random_init"}):
+        with pytest.raises(
+            ValueError, match=r"backbone is .*: dtype is for a frozen pretrained body; (freeze|ablation)"
+        ):
+            parse(PretrainedBody, {"pretrained": "x", "dtype": "bfloat16", **wrong}, "backbone")
+    with pytest.raises(ValueError, match="quantization is of weights that are not quantised; gguf_file names some"):
+        parse(PretrainedBody, {"pretrained": "x", "gguf_file": "y", "quantization": {}}, "backbone")
+
+
+def test_without_bitsandbytes_it_is_said_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = _lora_document(tmp_path)
+    document["model"]["backbone"]["quantization"] = {"bits": 4}
+    body = Resolved(document).body
+    assert body is not None and body.quantization is not None
+    monkeypatch.setattr("unimodal_ar.training.body.is_bitsandbytes_available", lambda: False)
+    (tmp_path / "body" / "model.safetensors").unlink()
+    with pytest.raises(ImportError, match=r"^model.backbone.quantization needs bitsandbytes: pip install -U"):
+        train(document)
+    monkeypatch.setattr("unimodal_ar.training.body.is_bitsandbytes_available", lambda: True)
+    place = "transformers.integrations.bitsandbytes.validate_bnb_backend_availability"
+
+    def refuse(raise_exception: bool) -> None:
+        raise RuntimeError("None of the devices\nis supported")
+
+    monkeypatch.setattr(place, refuse)
+    with pytest.raises(ValueError, match=r"quantization cannot be had here: None of the devices is supported$"):
+        train(document)
+    monkeypatch.setattr(place, lambda raise_exception: None)
+    config = Quantization(kind="fp4", double=False, compute="float16").config()
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "fp4", False)
+    assert config.bnb_4bit_compute_dtype == torch.float16 and Quantization(bits=8).config().load_in_8bit
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_layers_over_a_body_that_bitsandbytes_quantised(bits: int, tmp_path: Path) -> None:
+    """Where it is installed: trained, saved and loaded."""
+    pytest.importorskip("bitsandbytes")
+    _language_model("llama", hidden_size=128, intermediate_size=256).save_pretrained(tmp_path / "body")
+    options: Any = {"quantization": {"bits": bits, "compute": "float32"}}
+    body = parse(PretrainedBody, {"pretrained": str(tmp_path / "body"), **options}, "backbone")
+    model = body.model(UnimodalARConfig(backbone=body.config(), modalities=X, freeze_backbone=True))
+    assert _body(model).layers[0].mlp.up_proj.weight.dtype in (torch.uint8, torch.int8)
+    _adapted(model).save_pretrained(tmp_path / "model")
+    assert torch.equal(_losses(UnimodalARForGeneration.from_pretrained(tmp_path / "model")), _losses(model))
+    with pytest.raises(ValueError, match="the backbone is quantised; layers of PEFT can only be merged into"):
+        lora.merge(model)
+    _body(model).layers[0].mlp.up_proj.merge()
+    with pytest.raises(ValueError, match="the backbone's weights are no longer those of"):
+        model.save_pretrained(tmp_path / "model")
 
 
 # --- merging ----------------------------------------------------------------------------------------------------------

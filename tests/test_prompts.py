@@ -358,13 +358,14 @@ def test_windows_of_training_are_those_of_a_forecast(examples: dict[str, Any], t
     assert resolved.document["data"]["examples"] == {"count": count, "length": length, **examples}
     forecaster = Forecaster(resolved.new_model(), resolved.data.adapter, resolved.data.options.examples)
     seen: list[Any] = []
-    generate = forecaster.model.generate
+    model: Any = forecaster.model
+    generate = model.generate
 
     def noting(*args: Any, given: Any, **kwargs: Any) -> Any:
         seen.append(given)
         return generate(*args, given=given, **kwargs)
 
-    forecaster.model.generate = noting  # type: ignore[method-assign]
+    model.generate = noting
     for dataset in (resolved.data.train(), resolved.data.validation()):
         assert len(dataset) > 5
         batch = dataset.collate([dataset[i] for i in range(len(dataset))])["segments"][0]

@@ -17,6 +17,9 @@ AutoConfig.register(UnimodalARDecoderConfig.model_type, UnimodalARDecoderConfig)
 AutoConfig.register(UnimodalARConfig.model_type, UnimodalARConfig)
 AutoModel.register(UnimodalARDecoderConfig, UnimodalARDecoder)
 AutoModel.register(UnimodalARConfig, UnimodalARForGeneration)
+# Not AutoModelForTimeSeriesPrediction: what it gives has a `forward` that takes past values and returns predictions of
+# a horizon (TimesFM's), and it knows one class for a configuration. Ours takes segments of any modality, and a model of
+# images has the same configuration; `Forecaster` is what forecasts.
 
 __all__ = [
     "ORDERS",

@@ -18,9 +18,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from .decoder import UnimodalARDecoder
-from .embeddings import CoordinateEmbedding, ZeroLinear
-from .masks import TAKE_MASKS, additive
-from .sequence import Inputs
+from .embeddings import CoordinateEmbedding, SoftPrompt, ZeroLinear
+from .masks import TAKE_MASKS, TILE, additive
+from .sequence import Inputs, Part
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers, by transformers' names, that take any mask. Others have a state, or narrow the mask themselves."""
@@ -63,6 +63,8 @@ class Backbone(nn.Module):
         # A body that gives way to another one costs neither memory nor the drawing of its weights.
         with torch.device("meta") if detached else nullcontext():
             self.model = self._build(config)
+        length = config.soft_prompt
+        self.soft_prompt = SoftPrompt(length, config.hidden_size) if length else None
 
     def _build(self, config: UnimodalARConfig) -> nn.Module:
         raise NotImplementedError
@@ -83,6 +85,22 @@ class Backbone(nn.Module):
             self._quiet = list(self.model.modules())
         self.train(self.training)
 
+    def _entering(self, values: Tensor) -> Tensor:
+        """In the dtype of the body, which may be frozen in another one than what is trained around it is in. (Under
+        autocast every operation sees to that itself.)"""
+        if not self.frozen or torch.is_autocast_enabled(values.device.type):
+            return values
+        return values.to(next((x.dtype for x in self.model.parameters() if x.is_floating_point()), values.dtype))
+
+    def _filled(self, inputs: Inputs, cache: Any) -> Inputs:
+        """FlexAttention is compiled for a length: lengths are rounded up, so that they are few."""
+        implementation = cast(Any, self.model).config._attn_implementation
+        return inputs.filled(TILE) if implementation == "flex_attention" and cache is None else inputs
+
+    def _leaving(self, hidden: Tensor, inputs: Inputs) -> Tensor:
+        hidden = hidden[:, : inputs.embeds.shape[1]]
+        return hidden if torch.is_autocast_enabled(hidden.device.type) else hidden.to(inputs.embeds.dtype)
+
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
         # Not `model.eval()`: LoRA layers that were put into the body later have a dropout of their own.
@@ -90,9 +108,21 @@ class Backbone(nn.Module):
             module.training = False
         return self
 
+    def opening(self, batch: int) -> list[Part]:
+        """What every sequence begins with: the soft prompt, where there is one."""
+        if self.soft_prompt is None:
+            return []
+        embeds = self.soft_prompt(batch)
+        places = torch.arange(embeds.shape[1], device=embeds.device)
+        coords = F.pad(places[None, :, None], (0, 2))
+        end = (len(places), len(places))
+        sizes = 0, (1,) * len(places)
+        return [Part(embeds, coords, places, sizes, sequential=True, single=len(places) == 1, closes=end)]
+
     @property
     def longest(self) -> int | None:
-        """Positions of the longest sequence; None where they do not end, as they are not learned."""
+        """Positions of the longest sequence, beside those of a soft prompt; None where they do not end, as they are not
+        learned."""
         return None
 
     def checkpoint_layers(self, enable: bool) -> None:
@@ -139,18 +169,20 @@ class NativeBackbone(Backbone):
     def forward(self, inputs: Inputs, past_key_values: Any = None, conditioning: Tensor | None = None) -> Tensor:
         """Last hidden states [B, n, H] of new positions. `conditioning` [B, 1, H] is that of the whole sequence, to
         which the positions add their own."""
+        given, inputs = inputs, self._filled(inputs, past_key_values)
         if inputs.conditioning is not None:
             conditioning = inputs.conditioning if conditioning is None else conditioning + inputs.conditioning
         elif conditioning is None and self.has_levels:  # a sequence without noise
             conditioning = torch.zeros_like(inputs.embeds[:1, :1])
-        return self.model(
-            inputs.embeds,
+        hidden = self.model(
+            self._entering(inputs.embeds),
             attention_mask=inputs.pattern,
             position_ids=inputs.position_ids,
             coords=inputs.coords,
             past_key_values=past_key_values,
-            conditioning=conditioning,
+            conditioning=None if conditioning is None else self._entering(conditioning),
         ).last_hidden_state
+        return self._leaving(hidden, given)
 
 
 class HostedBackbone(Backbone):
@@ -210,27 +242,34 @@ class HostedBackbone(Backbone):
         if conditioning is not None:
             raise ValueError("conditioning is given; a hosted backbone has no adaptive norms, the native decoder has")
         self._check_length(inputs.length)
+        given, inputs = inputs, self._filled(inputs, past_key_values)
         embeds = inputs.embeds
         if self.coordinates is not None:
             embeds = embeds + self.coordinates(inputs.coords).to(embeds.dtype)
         if inputs.conditioning is not None and self.level is not None:
             embeds = embeds + self.level(F.silu(inputs.conditioning)).to(embeds.dtype)
-        arguments: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": self._mask(inputs)}
+        arguments: dict[str, Any] = {"inputs_embeds": self._entering(embeds), "attention_mask": self._mask(inputs)}
         if "position_ids" in self._arguments:
             arguments["position_ids"] = inputs.position_ids
         cache_name = "past_key_values" if "past_key_values" in self._arguments else "cache_params"
         # A cache passed with use_cache=False would be written all the same, so there is none unless it is wanted.
         arguments |= {cache_name: past_key_values, "use_cache": past_key_values is not None}
-        return self.model(**arguments).last_hidden_state
+        return self._leaving(self.model(**arguments).last_hidden_state, given)
 
     @property
     def longest(self) -> int | None:
         """A table of learned positions ends somewhere; rotary positions go on."""
         config = self.model.config
         learned = getattr(config, "rope_parameters", None) is None
-        return getattr(config, "max_position_embeddings", None) if learned else None
+        places = getattr(config, "max_position_embeddings", None) if learned else None
+        return None if places is None else places - self._prompted
+
+    @property
+    def _prompted(self) -> int:
+        return 0 if self.soft_prompt is None else len(self.soft_prompt.weight)
 
     def _check_length(self, length: int) -> None:
+        length -= self._prompted
         if self.longest is not None and length > self.longest:
             raise ValueError(
                 f"the sequence has {length} positions; a {self.model.config.model_type} backbone of this configuration "
@@ -253,13 +292,13 @@ class HostedBackbone(Backbone):
             )
         implementation = config._attn_implementation or "eager"
         if implementation == "flex_attention":
-            return pattern.flex()
+            return pattern.made("flex")
         if implementation not in TAKE_MASKS:
             raise ValueError(
                 f"attn_implementation is {implementation!r}, with which hosted backbones attend causally only; blocks, "
                 "padding and several cached positions need 'sdpa', 'eager' or 'flex_attention'"
             )
-        mask = pattern.dense()
+        mask = pattern.made("dense")
         return additive(mask, inputs.embeds.dtype) if implementation == "eager" else mask
 
     def _padding(self, inputs: Inputs) -> Tensor | None:

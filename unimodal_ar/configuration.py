@@ -40,6 +40,11 @@ class StrictConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Does nothing: else, once loaded with `trust_remote_code`, it would be saved with a copy of this file, which
+        is of no use without the package (see `sharing.STUB_TEXT`)."""
+
+    @classmethod
     def _own_fields(cls) -> set[str]:
         return {known.name for known in fields(cls)} - {known.name for known in fields(PreTrainedConfig)}  # type: ignore[arg-type]
 
@@ -61,7 +66,7 @@ class StrictConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """What is saved: every field of ours, whether or not it has its default, and none of the base class's that
         mean nothing here."""
-        own = self._own_fields() | {"model_type", "architectures", "dtype", "transformers_version", "auto_map"}
+        own = self._own_fields() | {"model_type", "architectures", "dtype", "transformers_version"}
         saved = {key: value for key, value in self.to_dict().items() if key in own}
         if isinstance(getattr(self, "backbone", None), StrictConfig):
             body = saved["backbone"]
@@ -203,6 +208,9 @@ class UnimodalARConfig(StrictConfig):
         freeze_backbone: whether the backbone's body is left as it is in training.
         backbone_source: where the frozen body's weights are, so that checkpoints need not hold them: a mapping that
             `from_backbone` makes (see `pretrained.Source`). None: nowhere else.
+        backbone_dtype: that of the frozen body's weights where it was another than the rest's when the model was saved
+            (of what is trained in float32 around a body in bfloat16, say), for `from_pretrained`. None: the same.
+        soft_prompt: learned vectors in front of every sequence, so many positions (prompt tuning, arXiv 2104.08691).
 
     Raises:
         ValueError: names every unknown or illegal key.
@@ -214,6 +222,8 @@ class UnimodalARConfig(StrictConfig):
     modalities: dict[str, Any] = field(default_factory=dict)
     freeze_backbone: bool = False
     backbone_source: dict[str, Any] | None = None
+    backbone_dtype: str | None = None
+    soft_prompt: int = 0
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -241,6 +251,7 @@ class UnimodalARConfig(StrictConfig):
             self.backbone.position_axes = [1.0, *map(float, self.used_axes[1:])]
         for name, option in options.items():
             self._check_places(name, option)
+        self._check_prompt()
         self._settle_conditioning([name for name, option in options.items() if option.conditioning])
         super().__post_init__(**kwargs)
 
@@ -257,6 +268,16 @@ class UnimodalARConfig(StrictConfig):
             raise ValueError(
                 f"backbone.position is 'none'; under block diffusion with blocks of several elements modality {name!r} "
                 "needs positions ('rope', 'sinusoidal', or its absolute_positions), for masked elements look alike"
+            )
+
+    def _check_prompt(self) -> None:
+        if type(self.soft_prompt) is not int or self.soft_prompt < 0:
+            raise ValueError(f"soft_prompt is {self.soft_prompt!r}; it must be a number of positions >= 0")
+        places = getattr(self.backbone, "conditioning_positions", None)
+        if self.soft_prompt and places:
+            raise ValueError(
+                f"soft_prompt is {self.soft_prompt}; it must be 0 where norms follow the place in the sequence "
+                f"(backbone.conditioning_positions is {places})"
             )
 
     def _settle_conditioning(self, conditioning: list[str]) -> None:
@@ -329,7 +350,7 @@ def _any_config(backbone: Any) -> PreTrainedConfig:
     if isinstance(backbone, PreTrainedConfig):
         return copy.deepcopy(backbone)  # it is completed by this model's needs; the caller's may serve another model
     if isinstance(backbone, str):
-        return AutoConfig.from_pretrained(backbone)
+        return AutoConfig.from_pretrained(backbone, trust_remote_code=False)
     if not isinstance(backbone, dict):
         raise ValueError(f"backbone is a {type(backbone).__name__}; it must be a configuration, a dict, a name or path")
     model_type = backbone.get("model_type")

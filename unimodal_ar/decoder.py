@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration import UnimodalARDecoderConfig
-from .embeddings import Embedding, ScaledCovariates, ZeroLinear
+from .embeddings import Embedding, ScaledCovariates, SoftPrompt, ZeroLinear
 from .masks import AttentionPattern, additive
 
 
@@ -179,7 +179,7 @@ class DecoderAttention(nn.Module):
             q, k = _rotate(q, *rotary), _rotate(k, *rotary)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(_kernel(self.config, mask, cache), eager_attention)
         dropout = self.config.attention_dropout if self.training else 0.0
         options = {"dropout": dropout, "scaling": self.scaling, "is_causal": is_causal}
         if isinstance(mask, list):
@@ -190,6 +190,14 @@ class DecoderAttention(nn.Module):
         else:
             out, _ = attend(self, q, k, v, mask, **options)
         return self.o_proj(out.reshape(*x.shape[:2], -1))
+
+
+def _kernel(config: UnimodalARDecoderConfig, mask: Any, cache: Any) -> str:
+    """The attention function to use. FlexAttention is compiled for a length, and what is cached grows: without a
+    BlockMask sdpa does the same there."""
+    implementation = config._attn_implementation or "eager"
+    own = mask is None or isinstance(mask, (Tensor, list))
+    return "sdpa" if implementation == "flex_attention" and cache is not None and own else implementation
 
 
 def eager_attention(
@@ -276,13 +284,17 @@ class UnimodalARPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["UnimodalARDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Does nothing, as that of the configuration."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ZeroLinear):
             for parameter in module.parameters():
                 init.zeros_(parameter)
-        if isinstance(module, (Embedding, ScaledCovariates)):
+        if isinstance(module, (Embedding, ScaledCovariates, SoftPrompt)):
             module.init_weights(self.config.initializer_range)
 
 
@@ -347,7 +359,7 @@ class UnimodalARDecoder(UnimodalARPreTrainedModel):
             conditioning = self._conditioning(conditioning, position_ids, past + length if places is None else places)
         is_causal = False
         if isinstance(attention_mask, AttentionPattern):
-            attention_mask, is_causal = attention_mask.resolve(self.config._attn_implementation or "eager")
+            attention_mask, is_causal = attention_mask.resolve(_kernel(self.config, None, past_key_values))
         if coords is None:
             coords = F.pad(position_ids[..., None], (0, 2))
         x, rotary = self.position(inputs_embeds, coords)

@@ -49,6 +49,22 @@ class CoordinateEmbedding(nn.Module):
         return self.proj(features.to(self.proj.weight.dtype))
 
 
+class SoftPrompt(nn.Module):
+    """Learned vectors in front of every sequence (prompt tuning, arXiv 2104.08691). They are read like what a sequence
+    begins with, one after the other; nothing is predicted from them."""
+
+    def __init__(self, length: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(length, hidden_size))
+
+    def init_weights(self, std: float) -> None:
+        init.normal_(self.weight, std=std)
+
+    def forward(self, batch: int) -> Tensor:
+        """[batch, length, H]."""
+        return self.weight.expand(batch, -1, -1)
+
+
 class PositionTable(nn.Module):
     """A learned vector for every place of a grid: coords [..., 3] -> [..., H]."""
 

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import ranks
 from .adapters import AutoAdapter, Series, TimeSeriesAdapter, last_steps, read_series, stack_series
 from .forecast import Forecast
 from .heads import Head
+from .hub import Shareable, model_folder
 from .layout import ORDERS, Layout
 from .modality import ModalityOptions
 from .modeling import UnimodalARForGeneration
@@ -69,7 +71,7 @@ def check_fit(adapter: TimeSeriesAdapter, options: ModalityOptions) -> int:
     return block
 
 
-class Forecaster:
+class Forecaster(Shareable):
     """A model and the adapter of the series it knows.
 
     A forecast that fits into the trained length (the modality's `grid`) is drawn in one go over the KV cache. A longer
@@ -111,31 +113,29 @@ class Forecaster:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         backbone: Any = None,
+        **hub: Any,
     ) -> Forecaster:
         """Loads model and adapter from a folder that training wrote, and the examples' strategy from its recipe.yaml.
 
         Args:
-            path: the folder.
+            path: the folder, or an id on the Hub.
             modality: which adapter, where the model has several.
             device: None: a GPU if there is one.
             dtype: None: float32 on the CPU (bfloat16 is slow on many), the checkpoint's own on a GPU.
             backbone: where the frozen body is now, if it was moved: a folder, an id on the Hub, or the model itself.
+            hub: of an id, see `places.model_folder`.
         """
-        adapter = AutoAdapter.from_pretrained(path, modality)
+        folder = model_folder(path, **hub)
+        adapter = AutoAdapter.from_pretrained(folder, modality)
         if not isinstance(adapter, TimeSeriesAdapter):
             raise ValueError(
                 f"adapter of {str(path)!r} is a {type(adapter).__name__}; forecasting needs a TimeSeriesAdapter"
             )
-        return cls(load_model(path, device, dtype, backbone), adapter, trained_with(path, adapter.modality))
+        model = load_model(folder, device, dtype, backbone)
+        return cls(model, adapter, trained_with(folder, adapter.modality))._of(folder)
 
-    def save_pretrained(self, path: str | os.PathLike[str], include_backbone: bool = False) -> None:
-        """Writes model and adapter into one folder. What the model was prompted with is the recipe's to say.
-
-        Args:
-            include_backbone: with the weights of a frozen body, too, so that the folder stands alone.
-        """
-        self.model.save_pretrained(path, include_backbone=include_backbone)
-        self.adapter.save_pretrained(path)
+    def _carried(self) -> list[TimeSeriesAdapter]:
+        return [self.adapter]
 
     @property
     def is_point(self) -> bool:
@@ -205,12 +205,16 @@ class Forecaster:
         sampling = {"temperature": temperature, "steps": steps, "head_steps": head_steps, "sampler": sampler}
         # Series of about equal length share a batch, so that little is computed on padding.
         order = sorted(range(len(items)), key=lambda i: len(items[i].values))
-        for start in range(0, len(items), batch_size):
-            rows = order[start : start + batch_size]
+
+        def draw(rows: list[int]) -> np.ndarray:
             noise = SampleNoise(seed, torch.arange(paths_each, device=self.model.device).repeat(len(rows)))
             batch = [items[row] for row in rows]
             shown = None if prompt is None else prompt.encode(self.adapter, [places[row] for row in rows])
-            samples[rows] = self._paths(batch, horizon, room, shown, paths_each, sampling | {"generator": noise})
+            return self._paths(batch, horizon, room, shown, paths_each, sampling | {"generator": noise})
+
+        batches = [order[start : start + batch_size] for start in range(0, len(items), batch_size)]
+        for rows, paths in zip(batches, ranks.share(draw, batches), strict=True):
+            samples[rows] = paths
         quantiles = None if levels is None else np.quantile(samples, levels, axis=1).swapaxes(0, 1)
         return Forecast(samples.mean(1), quantiles, levels, samples, items)
 

@@ -250,6 +250,15 @@ class Layout:
         """[E] long: the `unread` of blocks first..last-1."""
         return self.unread[self._shown[max(first, 0)] : self._shown[max(last, 0)]]
 
+    def sizes(self, first: int, last: int) -> tuple[int, tuple[int, ...]]:
+        """Of blocks first..last-1: the first, and how many elements each has."""
+        return first, tuple(self.block_sizes[first:last])
+
+    def unread_sizes(self, first: int, last: int) -> tuple[int, tuple[int, ...]]:
+        """The same of their `unread`. (Block -1, before all, has none.)"""
+        counts = (self._shown[max(block + 1, 0)] - self._shown[max(block, 0)] for block in range(first, last))
+        return first, tuple(counts)
+
     @cached_property
     def source_coords(self) -> Tensor:
         """[N, 3] long: coordinates of each element's source; a start has those of the element itself."""

@@ -1,15 +1,20 @@
-"""Layers of PEFT (LoRA, DoRA, IA3) in a frozen body: put in, written as a folder that PEFT reads too, and merged.
+"""Layers of PEFT (LoRA, say) in a frozen body: put in, written as a folder that PEFT reads too, and merged.
 
 Such a folder holds `adapter_config.json` and `adapter_model.safetensors`, as PEFT writes them, beside the model's own
 `config.json`. The weights are those of the layers and all that is beside the body, embeddings and heads say; the body
 is where `config.backbone_source` says. There is no model.safetensors: what is trained has one place, so that no two
 files can disagree, and any tool of PEFT's can read it.
+
+Which body layers were trained over is checked by `from_pretrained` of the model and of `AutoPeftModel`. It cannot be by
+`PeftModel.from_pretrained(base, folder)`: of a base PEFT asks no more than that shapes fit, so load that base by
+`WithoutLayers.from_pretrained(folder)`, which does check.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +29,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 NAME = "default"  # what PEFT calls layers that have no other name
 PREFIX = "base_model.model."  # of PEFT's wrapper, before every name of a weight
 BODY = "backbone.model."
+SHARED = "base_model.vera_"  # VeRA's projections, which all layers share, in PEFT's files
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 """Arguments of `from_pretrained` that say where on the Hub, or in a folder, files are."""
@@ -51,15 +57,16 @@ def linear_maps(model: Any) -> dict[str, nn.Module]:
 
 def insert(model: Any, config: Any) -> None:
     """Puts layers into the frozen body of `model`. They are trained, and what is beside the body stays as it is:
-    trained, too, or not.
+    trained, too, or not. Their dtype is that of what is beside the body.
 
     Args:
         config: a `peft.PeftConfig` whose target_modules are of the body.
 
     Raises:
-        ValueError: the body is to be trained, or has layers.
+        ValueError: the body is to be trained, or has layers, or PEFT has none of this kind for one of its maps (after
+            which the model is of no use).
     """
-    from peft import inject_adapter_in_model
+    from peft import VeraConfig, VeraModel, inject_adapter_in_model
 
     if not model.config.freeze_backbone:
         raise ValueError("freeze_backbone is False; layers of PEFT go into a frozen body, so it must be True")
@@ -67,7 +74,25 @@ def insert(model: Any, config: Any) -> None:
         raise ValueError("the model has layers of PEFT already; merge them (`unimodal-ar merge`) before others come")
     trained = {name: x.requires_grad for name, x in model.named_parameters() if not name.startswith(BODY)}
     config = copy.deepcopy(config)  # which PEFT completes
-    inject_adapter_in_model(config, model, NAME)  # freezes all that is not its own
+    packed = {name for name in ("is_loaded_in_4bit", "is_loaded_in_8bit") if getattr(model.backbone.model, name, False)}
+    for name in packed:  # by which PEFT chooses layers for the maps of bitsandbytes
+        setattr(model, name, True)
+    try:  # which freezes all that is not its own
+        if isinstance(config, VeraConfig):  # PEFT's function takes nothing that layers share; each has a reference here
+            config.save_projection = False  # else every layer's state would hold them; `write` takes care of them
+            VeraModel(model, config, NAME)
+        else:
+            inject_adapter_in_model(config, model, NAME)
+    except (TypeError, ValueError) as error:  # of kinds and sizes of maps
+        reason = " ".join(str(error).split())
+        raise ValueError(f"PEFT cannot put layers of {type(config).__name__} into this backbone: {reason}") from None
+    for name in packed:
+        delattr(model, name)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # PEFT makes them of the body's dtype
+            parameter.data = parameter.data.to(model.dtype)
+    for projections in _projections(model).values():
+        projections[NAME] = projections[NAME].to(model.dtype)
     for name, required in trained.items():
         model.get_parameter(name).requires_grad_(required)
     model.peft_layers = config
@@ -76,6 +101,11 @@ def insert(model: Any, config: Any) -> None:
 
 def is_quantized(body: Any) -> bool:
     return getattr(body, "hf_quantizer", None) is not None
+
+
+def is_merged(model: Any) -> bool:
+    """Whether PEFT has added layers to the weights of the body, in place."""
+    return any(getattr(module, "merged", False) for module in model.backbone.model.modules())
 
 
 def remove(folder: Path) -> None:
@@ -89,8 +119,15 @@ def body_state(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the body itself, by the names that they have in it, out of the `state` of the whole model."""
     names = {name: name.removeprefix(BODY) for name in state if name.startswith(BODY)}
     if model.peft_layers is not None:
-        own = f".{_prefix(model.peft_layers)}"
-        names = {name: bare.replace(".base_layer.", ".") for name, bare in names.items() if own not in name}
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+        own = tuple(f"{layer}." for layer in layers)
+        names = {
+            name: bare.replace(".base_layer.", ".")
+            for name, bare in names.items()
+            if not name.startswith(own) or name.partition(".base_layer.")[0] in layers
+        }
     return {bare: state[name] for name, bare in names.items()}
 
 
@@ -103,12 +140,13 @@ def write(model: Any, folder: Path, home: str | os.PathLike[str] | None, state: 
     """
     state = dict(state or model.state_dict())
     kept = _layers_of(model, state) | {name: x for name, x in state.items() if not name.startswith(BODY)}
-    save_file(
-        {PREFIX + name: x.detach().cpu().contiguous() for name, x in kept.items()},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    shared = {name: x[NAME] for name, x in _projections(model).items()}
+    kept = {PREFIX + name: x for name, x in kept.items()} | shared
+    whole = {name: x.detach().cpu().contiguous() for name, x in kept.items()}
+    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(model.peft_layers)
+    if shared:
+        config.save_projection = True
     config.inference_mode, config.target_modules = True, sorted(config.target_modules)
     config.modules_to_save = [name for name in model.new_modules() if not name.startswith(BODY)]
     config.base_model_name_or_path = str(Path(home or folder).absolute())
@@ -141,7 +179,7 @@ def _config(name: Any, hub: Mapping[str, Any]) -> Any:
 
 
 def beside_body(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x for name, x in weights.items() if not name.startswith(BODY)}
+    return {name: x for name, x in weights.items() if not name.startswith((BODY, SHARED))}
 
 
 def fill(model: Any, weights: Mapping[str, Tensor]) -> None:
@@ -154,14 +192,19 @@ def fill(model: Any, weights: Mapping[str, Tensor]) -> None:
     from peft import set_peft_model_state_dict
 
     layers = {name: x for name, x in weights.items() if name.startswith(BODY)}
-    wanted = _layers_of(model, model.state_dict()).keys()
-    if layers.keys() != wanted:
-        odd = sorted(layers.keys() ^ wanted)
+    shared, projections = {name: x for name, x in weights.items() if name.startswith(SHARED)}, _projections(model)
+    wanted = _layers_of(model, model.state_dict()).keys() | projections.keys()
+    odd = sorted((layers.keys() | shared.keys()) ^ wanted)
+    if odd:
         raise ValueError(
             f"{WEIGHTS} does not fit {CONFIG} and the backbone: {len(odd)} weights are in one of them only, the first "
             f"{odd[0]!r}"
         )
-    set_peft_model_state_dict(model, layers, NAME)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Specified to not load vera_A and vera_B")  # for here they come
+        set_peft_model_state_dict(model, layers, NAME)
+    for name, projection in projections.items():
+        projection[NAME].copy_(shared[name])
 
 
 def load(model: Any, folder: str | os.PathLike[str]) -> None:
@@ -173,6 +216,12 @@ def load(model: Any, folder: str | os.PathLike[str]) -> None:
     found = find(folder, {}) if (Path(folder) / CONFIG).is_file() else None
     if found is None:
         raise ValueError(f"{str(folder)!r} holds no {CONFIG}; it must be a checkpoint with layers of PEFT")
+    theirs, ours = _computing(found[0]), _computing(model.peft_layers)
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise ValueError(
+                f"{key} of the layers in {str(folder)!r} is {theirs.get(key)!r}; of the model's it is {ours.get(key)!r}"
+            )
     fill(model, found[1])
     missing, unexpected = model.load_state_dict(beside_body(found[1]), strict=False)
     odd = [name for name in missing if not name.startswith(BODY)] + unexpected
@@ -218,6 +267,25 @@ def _probe(layer: Any) -> Tensor:
     return torch.randn(16, layer.in_features, generator=generator).to(weight.device, weight.dtype)
 
 
+def _computing(config: Any) -> dict[str, Any]:
+    """What of a `peft.PeftConfig` the outputs of a model depend on."""
+    notes = (
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "modules_to_save", "peft_version", "revision"),
+        "save_projection",
+    )
+    options = {key: sorted(x) if isinstance(x, (set, list)) else x for key, x in config.to_dict().items()}
+    return {key: x for key, x in options.items() if key not in notes and "dropout" not in key}
+
+
+def _projections(model: Any) -> dict[str, Any]:
+    """What holds VeRA's two, which are no part of a model's state, by the names that PEFT gives them; of other layers
+    none."""
+    from peft.tuners.vera.layer import VeraLayer
+
+    layer: Any = next((module for module in model.modules() if isinstance(module, VeraLayer)), None)
+    return {} if layer is None else {f"{SHARED}A": layer.vera_A, f"{SHARED}B": layer.vera_B}
+
+
 def _layers_of(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
@@ -226,10 +294,3 @@ def _layers_of(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "dict[str, Tensor]",
         get_peft_model_state_dict(model, state_dict=dict(state), adapter_name=NAME, save_embedding_layers=False),
     )
-
-
-def _prefix(config: Any) -> str:
-    """What the names of the layers' own weights begin with."""
-    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-
-    return cast(str, PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type])

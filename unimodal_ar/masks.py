@@ -3,10 +3,13 @@ every attention kernel."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TAKE_MASKS = ("eager", "flex_attention", "sdpa")
@@ -15,6 +18,8 @@ TAKE_MASKS = ("eager", "flex_attention", "sdpa")
 
 TILE = 128
 """Queries per tile: fewer take more calls, more see keys in vain."""
+
+_LATER = 2**40  # above the number of any block
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class AttentionPattern:
         single: all queries are one block.
         noisy: [k] bool, True for noisy copies; None: there is none.
         places: of the sequence, which noisy copies share with their blocks; None: as many as keys.
+        key: what `block` and `noisy` say, without a look at the device: masks of equal ones are made once. None: they
+            are made anew.
     """
 
     block: Tensor
@@ -58,6 +65,7 @@ class AttentionPattern:
     single: bool = False
     noisy: Tensor | None = None
     places: int | None = None
+    key: Hashable = None
 
     @property
     def is_full(self) -> bool:
@@ -83,8 +91,11 @@ class AttentionPattern:
         return mask
 
     def tiles(self, size: int) -> list[Tile]:
-        """The same in runs of `size` queries, without the keys that a run does not see. (Of the pairs of two streams
-        that leaves less than a half, where a kernel with a dense mask computes all of them.)"""
+        """The same in runs of `size` queries, without the keys whose blocks a run does not see. (Of the pairs of two
+        streams that leaves less than a half, where a kernel with a dense mask computes all of them.)"""
+        if self.valid is not None:
+            bare = replace(self, valid=None).made("tiles", size)
+            return [replace(tile, mask=self._mask(tile.queries, tile.keys)) for tile in bare]
         runs = [slice(start, min(start + size, self.queries)) for start in range(0, self.queries, size)]
         every, tiles = slice(0, len(self.block)), []
         # Twice, for the whole mask would take a multiple of the memory; and one wait for the device, not one per tile.
@@ -107,7 +118,33 @@ class AttentionPattern:
             return allowed if valid is None else (allowed & valid[b, k]) | (q + start == k)
 
         batch = None if valid is None else len(valid)
-        return create_block_mask(visible, batch, None, self.queries, len(self.block), device=str(self.block.device))
+        kind = self.block.device.type
+        # Compiled, it does not hold the whole mask on its way. (On the CPU compiling takes longer than it ever saves.)
+        return create_block_mask(
+            visible, batch, None, self.queries, len(self.block), device=str(self.block.device), _compile=kind == "cuda"
+        )
+
+    def made(self, kind: str, *arguments: Any) -> Any:
+        """What the method `kind` returns: "dense", "tiles" or "flex". Of patterns alike it is made once."""
+        # Tensors of tracing are none that another call could use.
+        if self.key is None or self.valid is not None or type(self.block) is not Tensor:
+            return getattr(self, kind)(*arguments)
+        return _remembered(_Wanted((self.key, self.queries, self.block.device, kind, arguments), self))
+
+    def padded(self, count: int) -> AttentionPattern:
+        """With `count` more positions at the end, each a block of its own that no query so far sees."""
+        own = torch.arange(_LATER, _LATER + count, device=self.block.device)
+        noisy = None if self.noisy is None else F.pad(self.noisy, (0, count))
+        valid = None if self.valid is None else F.pad(self.valid, (0, count))
+        return replace(
+            self,
+            block=torch.cat([self.block, own]),
+            queries=self.queries + count,
+            valid=valid,
+            single=False,
+            noisy=noisy,
+            key=None if self.key is None else (self.key, count),
+        )
 
     def _allowed(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether the key's block may be seen from the query, both given as indices of keys."""
@@ -129,9 +166,9 @@ class AttentionPattern:
             return None, True
         self.check(implementation)
         if implementation == "flex_attention":
-            return self.flex(), False
+            return self.made("flex"), False
         tiled = implementation == "sdpa" and self.queries >= 2 * TILE
-        return (self.tiles(TILE) if tiled else self.dense()), False
+        return (self.made("tiles", TILE) if tiled else self.made("dense")), False
 
     def check(self, implementation: str) -> None:
         """Raises ValueError where the pattern is neither causal nor full and the kernel takes no other."""
@@ -140,6 +177,19 @@ class AttentionPattern:
                 f"attn_implementation is {implementation!r}, which knows causal and full attention only; "
                 "blocks, padding and several cached positions need 'sdpa', 'eager' or 'flex_attention'"
             )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    key: tuple[Any, ...]  # what kind of mask, of what
+    pattern: AttentionPattern = field(compare=False)
+
+
+@lru_cache(maxsize=16)
+def _remembered(wanted: _Wanted) -> Any:
+    *_, kind, arguments = wanted.key
+    with torch.inference_mode(False), torch.no_grad():  # or training could not use what sampling made
+        return getattr(wanted.pattern, kind)(*arguments)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

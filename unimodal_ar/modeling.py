@@ -109,7 +109,7 @@ class UnimodalARForGeneration(  # type: ignore[misc]  # from_pretrained has fewe
         zero, so that LoRA has to train them in full: `LoraConfig(..., modules_to_save=model.new_modules())`. (Without
         what carries the noise level, for example, a denoiser would never learn how much noise there is.)"""
         names = [f"{kind}.{name}" for kind in ("embeddings", "heads") for name in getattr(self, kind)]
-        ends = ("level", "coordinates", "modulation", "conditioning_table")
+        ends = ("level", "coordinates", "modulation", "conditioning_table", "soft_prompt")
         return names + [
             f"backbone.{name}" for name, _ in self.backbone.named_modules() if name.rpartition(".")[2] in ends
         ]
@@ -162,7 +162,7 @@ class UnimodalARForGeneration(  # type: ignore[misc]  # from_pretrained has fewe
         if len({segment.batch_size for segment in segments}) > 1:
             sizes = {segment.modality: segment.batch_size for segment in segments}
             raise ValueError(f"segments have batches of {sizes}; all must be of one size")
-        parts: list[Part] = []
+        parts = self.backbone.opening(segments[0].batch_size) if segments else []
         jobs: list[_Job] = []
         start = conditioning = None
         for number, segment in enumerate(segments):
@@ -184,7 +184,24 @@ class UnimodalARForGeneration(  # type: ignore[misc]  # from_pretrained has fewe
         if not jobs:
             raise ValueError("no segment has target=True; forward needs at least one to compute a loss")
         hidden = self.backbone(Cursor().place(parts), conditioning=conditioning)
-        return self._reduce([(job.segment, *self._losses(hidden, job)) for job in jobs], num_items_in_batch)
+        output = self._reduce([(job.segment, *self._losses(hidden, job)) for job in jobs], num_items_in_batch)
+        if self.training:
+            output.loss = self._with_all(cast(Tensor, output.loss), segments)
+        return output
+
+    def _with_all(self, loss: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """`loss`, on which every trained parameter of embeddings and heads depends: those that these segments leave out
+        get a gradient of zero, because the processes of a training wait for each other's gradients of all of them."""
+        for name, embedding in self.embeddings.items():
+            head = [self.heads[name]] if name in self.heads else []
+            roles = {segment.target for segment in segments if segment.modality == name}
+            if roles == {bool(head)} and (not head or embedding.null is None):
+                continue
+            for module in (embedding, *head):
+                trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+                for parameter in trained:  # empty sums: weights times 0 would be NaN where one is infinite
+                    loss = loss + parameter.flatten()[:0].sum()
+        return loss
 
     def _chosen(self, layouts: Mapping[str, Layout], segment: Segment) -> Layout:
         for name in layouts:

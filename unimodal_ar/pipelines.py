@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import ranks
 from .adapters import Adapter, TimeSeriesAdapter, load_adapters
 from .fitting import check_adapter
+from .forecasting import Forecaster
 from .generation.mixin import leading_blocks
+from .hub import Shareable, model_folder
 from .layout import ORDERS
 from .modeling import UnimodalARForGeneration
 from .noise import SampleNoise
+from .places import HUB_ARGUMENTS
 from .saving import load_model
 from .schema import positive_int
 from .segment import Grid, Segment, collate
@@ -51,7 +55,7 @@ class Samples:
         return self.adapter.picture(self.raw)
 
 
-class Generator:
+class Generator(Shareable):
     """A model and the adapters of its modalities: raw context in, raw samples out.
 
     Args:
@@ -94,19 +98,25 @@ class Generator:
         path: str | os.PathLike[str],
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **hub: Any,
     ) -> Generator:
         """Loads model and adapters from a folder.
 
         Args:
-            path: the folder.
+            path: the folder, or an id on the Hub.
             device: None: a GPU if there is one.
             dtype: None: float32 on the CPU (bfloat16 is slow on many), the checkpoint's own on a GPU.
+            hub: of an id, see `places.model_folder`.
 
         Raises:
             ValueError: no adapters in the folder, or weights that do not fit its config.json.
         """
-        adapters = load_adapters(path)  # first: it is quick, and says what is wrong with a folder that is no model's
-        return cls(load_model(path, device, dtype), adapters)
+        folder = model_folder(path, **hub)
+        adapters = load_adapters(folder)  # first: it is quick, and says what is wrong with a folder that is no model's
+        return cls(load_model(folder, device, dtype), adapters)._of(folder)
+
+    def _carried(self) -> list[Adapter]:
+        return list(self.adapters.values())
 
     def generate(
         self,
@@ -165,7 +175,8 @@ class Generator:
         with self._modules_moved():
             request = self._request(arguments)
             numbers = torch.arange(request.n).split(batch_size)
-            parts = [[self.model.generate(**request.arguments(samples)).to("cpu")] for samples in numbers]
+            draw = self.model.generate
+            parts = ranks.share(lambda samples: [draw(**request.arguments(samples)).to("cpu")], numbers)
             (segment,) = collate(parts)
             return Samples(request.adapter.decode(segment), segment, request.adapter)
 
@@ -305,16 +316,24 @@ class _Request:
         }
 
 
-_SAMPLING = (
-    *("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p"),
-    *("steps", "head_steps", "sampler"),
-)
+_SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "steps", "head_steps", "sampler")
 _PARAMETERS = set(inspect.signature(Generator.generate).parameters) - {"self", "context"}
 
 
-def load(path: str | os.PathLike[str], device: torch.device | str | None = None) -> Generator:
-    """The model and the adapters in a folder; see `Generator.from_pretrained`, and `Forecaster` for time series."""
-    return Generator.from_pretrained(path, device)
+def load(path: str | os.PathLike[str], device: torch.device | str | None = None, **loading: Any) -> Any:
+    """The model and its adapters: a `Forecaster` where one of them is of time series, else a `Generator`.
+
+    Args:
+        path: a folder, or an id on the Hub.
+        device: None: a GPU if there is one.
+        loading: other arguments of their `from_pretrained`, such as `revision`.
+    """
+    folder = model_folder(path, **{key: loading.pop(key) for key in HUB_ARGUMENTS if key in loading})
+    series = [name for name, adapter in load_adapters(folder).items() if isinstance(adapter, TimeSeriesAdapter)]
+    if not series:
+        return Generator.from_pretrained(folder, device, **loading)
+    only = {"modality": series[0]} if len(series) == 1 else {}
+    return Forecaster.from_pretrained(folder, device=device, **only | loading)
 
 
 def generate(
@@ -322,21 +341,24 @@ def generate(
     n: int = 16,
     *,
     device: torch.device | str | None = None,
+    revision: str | None = None,
     **arguments: Any,
 ) -> Samples:
-    """`load(path, device).generate(n, **arguments)`.
+    """`Generator.from_pretrained(path, device).generate(n, **arguments)`.
 
     Args:
-        path: a folder; or what is loaded already: a `Generator`, or a model and its adapters.
+        path: a folder or an id on the Hub; or what is loaded already: a `Generator`, or a model and its adapters.
         device: of a folder's model; what is loaded stays where it is.
+        revision: of an id.
 
     Raises:
         ValueError: as `Generator.generate`.
     """
     if isinstance(path, (str, os.PathLike)):
-        return load(path, device).generate(n, **arguments)
-    if device is not None:
-        raise ValueError(f"device is {device!r}, which is for a folder; a model that is loaded stays where it is")
+        return Generator.from_pretrained(path, device, revision=revision).generate(n, **arguments)
+    for name, value in (("device", device), ("revision", revision)):
+        if value is not None:
+            raise ValueError(f"{name} is {value!r}, which is for a folder; a model that is loaded stays where it is")
     generator = path if isinstance(path, Generator) else Generator(*path)
     return generator.generate(n, **arguments)
 

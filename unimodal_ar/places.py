@@ -1,11 +1,34 @@
-"""Where pretrained models are: folders, ids on the Hub, and folders of installed Python packages."""
+"""Where models are: folders, ids on the Hub, and folders of installed Python packages.
+
+Whoever reads a model calls `model_folder` first, and from then on reads a folder.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from .intact import INDEX, LAYERS, WEIGHTS, check_weights, leaves, named_places, read_json
 
 PACKAGE = "package:"
+PROCESSOR, CARD = "processor_config.json", "README.md"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+# All of a repository that is read. No pickle and no code is ever fetched.
+TEXTS = (
+    *("config.json", "generation_config.json", PROCESSOR, "adapter_config.json", "recipe.yaml", "evaluation.json"),
+    *(CARD, "samples.png", "samples.wav"),
+)
+_DIGITS = "[0-9]" * 5
+WEIGHT_FILES = (WEIGHTS, INDEX, f"model-{_DIGITS}-of-{_DIGITS}.safetensors", LAYERS)
+PART_FILES = ("*.json", "*.safetensors")  # in the folders of what adapters carry
 
 
 def folder_of(place: str | os.PathLike[str]) -> str:
@@ -29,3 +52,176 @@ def folder_of(place: str | os.PathLike[str]) -> str:
             f"{name.replace('_', '-')}` is enough for its files), or give a folder or an id on the Hub"
         )
     return found.submodule_search_locations[0]
+
+
+def model_folder(
+    place: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    weights: bool = True,
+) -> Path:
+    """The folder of a model; what is on the Hub is downloaded into the cache, or found there, as transformers does.
+
+    Args:
+        place: a folder, an id on the Hub ("owner/name"), or "package:NAME", see `folder_of`. A folder comes first.
+        revision: of an id: a branch, a tag or a commit; None: "main".
+        cache_dir: None: that of huggingface_hub ($HF_HUB_CACHE).
+        token: for private models; None: the one that `hf auth login` stored, or $HF_TOKEN.
+        local_files_only: use no network, as $HF_HUB_OFFLINE=1 asks for all.
+        force_download: download again what is in the cache.
+        weights: False: without the model's weights, for whoever only wants its adapters.
+
+    Raises:
+        ValueError: there is none, or none that this token may see; or what was downloaded is damaged, or names files
+            outside its folder.
+    """
+    place = folder_of(place)
+    if Path(place).is_dir():
+        if revision is not None:
+            raise ValueError(f"revision is {revision!r} and {place!r} is a folder; only an id on the Hub has revisions")
+        return Path(place)
+    if Path(place).exists() or not HUB_ID.fullmatch(place):
+        raise ValueError(f"{place!r} is no folder; it must be one, or an id on the Hub, 'owner/name'")
+    reading: dict[str, Any] = {
+        **{"cache_dir": cache_dir, "token": token},
+        **{"local_files_only": local_files_only, "force_download": force_download},
+    }
+    folder = _snapshot(place, revision, [*TEXTS, *(WEIGHT_FILES if weights else ())], reading)
+    parts = part_names(folder)
+    if parts:  # of the same commit, whatever a branch has become since
+        _snapshot(place, folder.name, [f"{part}/{pattern}" for part in parts for pattern in PART_FILES], reading)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{place!r} on the Hub holds no config.json; it must be a model of this package")
+    if weights:
+        check_weights(folder)
+    return folder
+
+
+def is_from_hub(folder: str | os.PathLike[str]) -> bool:
+    """Whether `folder` is a snapshot in the cache of huggingface_hub: what it says was written by somebody else."""
+    path = Path(os.path.abspath(folder))
+    return path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--")
+
+
+def commit_of(name: str, reading: Mapping[str, Any]) -> str | None:
+    """The commit that a model of transformers was just loaded from, which it does not tell; None: it is in a folder.
+
+    Args:
+        name: as it was given to `from_pretrained`.
+        reading: the other arguments.
+    """
+    if Path(name).exists() or name.startswith(PACKAGE):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    file = "/".join(filter(None, [reading.get("subfolder"), reading.get("gguf_file") or "config.json"]))
+    found = try_to_load_from_cache(name, file, cache_dir=reading.get("cache_dir"), revision=reading.get("revision"))
+    return Path(found).parents[file.count("/")].name if isinstance(found, str) else None
+
+
+def part_names(folder: Path) -> list[str]:
+    """The folders beside a processor_config.json, of tokenizers and vocoders, that it names.
+
+    Raises:
+        ValueError: it is damaged, or names a place that is neither inside `folder` nor an id on the Hub nor a package.
+    """
+    file = folder / PROCESSOR
+    if not file.is_file():
+        return []
+    found = []
+    for key, place in named_places(read_json(file).get("adapters")):
+        if place.startswith(PACKAGE):
+            continue
+        if leaves(place):
+            raise ValueError(
+                f"{file} names the {key} {place!r}, outside of its folder; in a model that is shared it must be a "
+                "folder beside the file, an id on the Hub or a package"
+            )
+        if "/" not in place and "\\" not in place and key != "pretrained":
+            found.append(place)
+    return found
+
+
+def is_models(file: str, parts: list[str]) -> bool:
+    """Whether `file`, a path in a repository, belongs to a model whose adapters carry `parts`."""
+    folder, slash, name = file.partition("/")
+    if not slash:
+        return any(fnmatchcase(file, pattern) for pattern in (*TEXTS, *WEIGHT_FILES))
+    return folder in parts and "/" not in name and any(fnmatchcase(name, pattern) for pattern in PART_FILES)
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str], reading: dict[str, Any]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    cache = Path(reading["cache_dir"] or constants.HF_HUB_CACHE).expanduser()
+    blobs = cache / f"models--{name.replace('/', '--')}" / "blobs"
+    before = {file.name for file in blobs.iterdir()} if blobs.is_dir() and not reading["force_download"] else set()
+    with telling_of_hub(name, revision, "is no folder here, and"):
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **reading))
+    for file in folder.rglob("*"):
+        if file.is_symlink() and file.resolve().name not in before:
+            _check_blob(file)
+    return folder
+
+
+def _check_blob(file: Path) -> None:
+    """Raises ValueError, and takes the file out of the cache, where what was downloaded is not what was uploaded: large
+    files are called there by the SHA-256 of what they should hold."""
+    blob = file.resolve()
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    digest = hashlib.sha256()
+    with blob.open("rb") as content:
+        while piece := content.read(2**20):
+            digest.update(piece)
+    if digest.hexdigest() != blob.name:
+        file.unlink()
+        blob.unlink()
+        raise ValueError(
+            f"{file.name} arrived damaged: its SHA-256 is {digest.hexdigest()[:12]}, and that of what was uploaded is "
+            f"{blob.name[:12]}; download it again"
+        )
+
+
+@contextmanager
+def telling_of_hub(name: str, revision: str | None = None, besides: str = "is") -> Iterator[None]:
+    """Says in one sentence, as a ValueError, what is wrong with the Hub, or with what it was asked for.
+
+    Args:
+        besides: the beginning of what messages say of `name`.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        reason = f"{name!r} {besides} gated on the Hub; accept its terms on its page, with the account of the token"
+    except errors.RevisionNotFoundError:
+        reason = f"revision is {revision!r}, which {name!r} on the Hub does not have; name a branch, a tag or a commit"
+    except errors.RepositoryNotFoundError as error:
+        reason = (
+            f"{name!r} {besides} no model on the Hub that may be seen from here ({error.response.status_code}); check "
+            "the id, or log in (`hf auth login`, or token) if it is private"
+        )
+    except errors.HFValidationError as error:
+        reason = f"{name!r} is no id on the Hub ({_line(error)})"
+    except errors.LocalEntryNotFoundError as error:
+        of = "" if revision is None else f" of revision {revision!r}"
+        reason = f"{name!r} {besides} not in the cache of the Hub{of}, nor to be downloaded ({_line(error)})"
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        what = "the token is missing, wrong or may not do this" if status in (401, 403) else _line(error)
+        reason = f"the Hub answered {status} about {name!r} ({what})"
+    except OSError as error:
+        reason = f"the Hub could not be asked about {name!r} ({_line(error)})"
+    else:
+        return
+    raise ValueError(reason)
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(" .") or type(error).__name__

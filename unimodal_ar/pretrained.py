@@ -18,7 +18,9 @@ from . import lora
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from .fingerprint import FLOAT16, fingerprint, read_body
 from .lora import BODY, is_quantized
+from .places import commit_of
 from .schema import Strict, parse
+from .sharing import PushMixin, check_body_of, check_saving, local
 
 # Of what `from_backbone` may pass on to transformers, what has to be passed again when a checkpoint is loaded.
 _KEPT = ("revision", "subfolder", "gguf_file", "quantization_config")
@@ -46,12 +48,18 @@ class Source(Strict):
     fingerprint: str
 
 
-class PretrainedBodyMixin:
+class PretrainedBodyMixin(PushMixin):
     """What a model does with a pretrained body: `from_backbone`, and checkpoints that only hold what was trained."""
 
-    _float16: str | None = None  # the fingerprint of a body that was cast to float16
+    _attached: str | None = None  # the fingerprint of a body that is not as it is stored: in float16, or quantised
     peft_layers: Any = None
     """The `peft.PeftConfig` of the layers (LoRA's, say) that `lora.insert` put into the body; None: there are none."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is beside the body, which may be frozen in another one."""
+        model: Any = self
+        return next(x.dtype for x in model.embeddings.parameters() if x.is_floating_point())
 
     @classmethod
     def from_backbone(
@@ -59,6 +67,7 @@ class PretrainedBodyMixin:
         backbone: str | os.PathLike[str] | PreTrainedModel,
         modalities: dict[str, dict[str, Any]],
         freeze: bool = False,
+        soft_prompt: int = 0,
         **kwargs: Any,
     ) -> Any:
         """A model around a pretrained decoder body; embeddings and heads are new, and of the body's dtype.
@@ -70,6 +79,7 @@ class PretrainedBodyMixin:
             freeze: leave the body as it is: none of its parameters is trained, it stays in evaluation mode, and nothing
                 is kept for the backward pass that only a gradient of its weights would need. Of a frozen body that has
                 a name, `save_pretrained` writes the name and not the weights.
+            soft_prompt: learned vectors in front of every sequence, as in `UnimodalARConfig`.
             kwargs: passed to `AutoModel.from_pretrained` (`dtype`, `revision`, `gguf_file`, `quantization_config`, ...)
                 for a name or folder.
 
@@ -94,8 +104,14 @@ class PretrainedBodyMixin:
                 del config.quantization_config
         if place is not None:
             config._name_or_path = place  # of a package the name, not where it happens to be
-            _cast(body, kwargs.get("dtype"))
-        made = UnimodalARConfig(backbone=config, modalities=modalities, freeze_backbone=freeze, backbone_source=source)
+            _cast_to_float16(body, kwargs.get("dtype"))
+        made = UnimodalARConfig(
+            backbone=config,
+            modalities=modalities,
+            freeze_backbone=freeze,
+            backbone_source=source,
+            soft_prompt=soft_prompt,
+        )
         model: Any = cls(made, detached=True)  # type: ignore[call-arg]
         for parameter in model.parameters():  # not `.to`, here and below: tables in float32 stay
             parameter.data = parameter.data.to(body.dtype)
@@ -112,7 +128,8 @@ class PretrainedBodyMixin:
         peft: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """As transformers', which makes every parameter trainable, those of a frozen body too.
+        """As transformers', which makes every parameter trainable, those of a frozen body too. Without `dtype` (or with
+        "auto") each part is loaded in the dtype that it was saved in.
 
         Args:
             backbone: where to find the body of a model that was saved without it, if it is no longer where it was: a
@@ -126,18 +143,25 @@ class PretrainedBodyMixin:
         if backbone is not None and place is None:
             kwargs["backbone"] = backbone
         # The first of `args` goes to the constructor's `detached`; by name it would reach the generation config, too.
+        name = local(name, kwargs)
         layers = lora.find(name, kwargs)
         if layers is None:
             loaded = super().from_pretrained(name, None, *args, **kwargs)  # type: ignore[misc]
         else:
             loaded = cls._beside_body(name, layers[1], *args, **kwargs)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
-        source = model.config.backbone_source
+        source, dtype = model.config.backbone_source, model.dtype
+        if model.config.backbone_dtype is not None and {kwargs.get("dtype"), kwargs.get("torch_dtype")} <= {None, "auto"}:
+            dtype = getattr(torch, model.config.backbone_dtype)
         if source is not None:
-            body = _find(parse(Source, source, "backbone_source"), place, model.config.backbone, model.dtype)
+            if place is None:
+                check_body_of(name, source["name_or_path"])
+            body = _find(parse(Source, source, "backbone_source"), place, model.config.backbone, dtype)
             model.attach_body(body if is_quantized(body) else body.to(model.device), source)
         elif place is not None:
             raise ValueError(f"backbone is given; the model in {str(name)!r} was saved with its own")
+        elif dtype != model.dtype:
+            _cast(model.backbone.model, dtype)
         model.backbone.freeze_unused()
         if layers is not None and peft:
             lora.insert(model, layers[0])
@@ -181,7 +205,9 @@ class PretrainedBodyMixin:
                 there are layers of PEFT, and the body has no source or is to be written; or the folder is the body's.
         """
         model: Any = self
-        source = model.config.backbone_source
+        check_saving(kwargs)
+        source, dtype = model.config.backbone_source, _dtype_of(model.backbone.model)
+        model.config.backbone_dtype = None if dtype in (None, model.dtype) else str(dtype).removeprefix("torch.")
         if source is not None and not include_backbone:
             _check_apart(source["name_or_path"], save_directory, home)
         if model.peft_layers is not None:
@@ -227,12 +253,30 @@ class PretrainedBodyMixin:
         model.generation_config.save_pretrained(folder)
         lora.write(model, folder, home, state_dict)
 
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+        """Always raises ValueError: transformers' would freeze embeddings and heads, too, and say nothing."""
+        raise ValueError(
+            f"add_adapter got a {type(adapter_config).__name__}; put layers in by lora.insert(model, config), which "
+            "trains embeddings and heads with them, or by peft.get_peft_model with "
+            "modules_to_save=model.new_modules() in the config"
+        )
+
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', for layers that PEFT saved; raises ValueError for a model's folder with layers, of which
+        it would load the layers only, and over any body."""
+        if peft_model_id is not None and lora.find(peft_model_id, kwargs.get("adapter_kwargs") or {}) is not None:
+            raise ValueError(
+                f"peft_model_id is {str(peft_model_id)!r}, a model with layers of PEFT, embeddings and heads; load it "
+                "whole by from_pretrained"
+            )
+        return super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[misc]
+
     def attach_body(self, body: PreTrainedModel, source: dict[str, Any] | None) -> None:
         """Puts the backbone's body in, which `source` says where to find again."""
         model: Any = self
         model.backbone.attach(body)
-        if source is not None and body.dtype == torch.float16:
-            model._float16 = fingerprint(body.state_dict())
+        if source is not None and (is_quantized(body) or body.dtype == torch.float16):
+            model._attached = fingerprint(_unpacked(dict(body.named_parameters())) if is_quantized(body) else body.state_dict())
         model.refer_to(source)
 
     def refer_to(self, source: dict[str, Any] | None) -> None:
@@ -245,10 +289,12 @@ class PretrainedBodyMixin:
     def check_body(self, state: Mapping[str, Tensor] | None = None) -> None:
         """Raises ValueError where the body is no longer that of its source. `state`: the whole model's, if at hand."""
         model: Any = self
-        state = state or model.state_dict()
-        body = lora.body_state(model, state)
         source = model.config.backbone_source
-        if fingerprint(body) not in (source["fingerprint"], model._float16):
+        quantized = is_quantized(model.backbone.model)
+        whole = dict(model.named_parameters()) if quantized else state or model.state_dict()
+        body = lora.body_state(model, whole)
+        found = fingerprint(_unpacked(body) if quantized else body)
+        if lora.is_merged(model) or found not in (source["fingerprint"], model._attached):
             raise ValueError(
                 f"the backbone's weights are no longer those of {source['name_or_path']!r} (they were trained, merged "
                 "with LoRA's, or cast), so that a checkpoint without them would not be this model; save it "
@@ -274,10 +320,24 @@ def _check_apart(body: str, *folders: Any) -> None:
             )
 
 
-def _cast(body: Any, dtype: Any) -> None:
+def _cast(body: Any, dtype: torch.dtype) -> None:
+    for parameter in body.parameters():  # not `.to`: rotary tables stay in float32, as after from_pretrained
+        parameter.data = parameter.data.to(dtype)
+
+
+def _cast_to_float16(body: Any, dtype: Any) -> None:
+    """What `read_body` leaves to do."""
     if dtype in FLOAT16 and not is_quantized(body):
-        for parameter in body.parameters():  # not `.to`: rotary tables stay in float32, as after from_pretrained
-            parameter.data = parameter.data.to(torch.float16)
+        _cast(body, torch.float16)
+
+
+def _dtype_of(body: nn.Module) -> torch.dtype | None:
+    return next((x.dtype for x in body.parameters() if x.is_floating_point()), None)
+
+
+def _unpacked(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a quantised body's that could be trained. (Packed weights cannot, and are packed otherwise at times.)"""
+    return {name: x for name, x in parameters.items() if x.is_floating_point() and not hasattr(x, "quant_state")}
 
 
 def _copy(body: Any, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> Any:
@@ -311,7 +371,7 @@ def _source(place: str, body: PreTrainedModel, kwargs: dict[str, Any]) -> dict[s
     kept = {key: kwargs[key] for key in _KEPT if kwargs.get(key) is not None}
     if "quantization_config" in kept and not isinstance(kept["quantization_config"], dict):
         kept["quantization_config"] = kept["quantization_config"].to_dict()
-    commit = getattr(body.config, "_commit_hash", None)  # of the Hub: names and branches move on
+    commit = commit_of(place, kwargs)  # of the Hub: names and branches move on
     kept |= {} if commit is None else {"revision": commit}
     place = str(Path(place).absolute()) if Path(place).exists() else place
     return Source(name_or_path=place, fingerprint=fingerprint(body.state_dict()), **kept).model_dump(mode="json")
@@ -335,7 +395,7 @@ def _find(source: Source, place: Any, config: PreTrainedConfig, dtype: torch.dty
             f"backbone is {called}, whose weights have the fingerprint {found[:12]}; this model was trained on "
             f"{source.name_or_path!r} of the fingerprint {source.fingerprint[:12]} and works with no other body"
         )
-    _cast(body, dtype)
+    _cast_to_float16(body, dtype)
     return body
 
 

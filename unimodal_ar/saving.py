@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from .adapters.base import CONFIG_NAME, PARTS, part_folder
 from .modeling import UnimodalARForGeneration
+from .places import model_folder
 
 # What training and conversion write, by pattern; beside them stand the folders of what adapters carry.
 MODEL_FILES = (
@@ -24,23 +25,29 @@ MODEL_FILES = (
 )
 
 
+_PARTIAL = ".partial-"  # begins the names of folders that are being filled
+
+
 def load_model(
     path: str | os.PathLike[str],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     backbone: Any = None,
+    **hub: Any,
 ) -> UnimodalARForGeneration:
     """The model of a folder, in evaluation mode.
 
     Args:
-        path: the folder.
+        path: the folder, or an id on the Hub.
         device: None: a GPU if there is one.
         dtype: None: float32 on the CPU (bfloat16 is slow on many), the checkpoint's own on a GPU.
         backbone: where the frozen body is now, if it was moved, see the model's `from_pretrained`.
+        hub: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`, see `places.model_folder`.
 
     Raises:
-        ValueError: the weights are damaged, or do not fit config.json.
+        ValueError: the weights are damaged, or do not fit config.json; there is no such folder or id.
     """
+    path = model_folder(path, **hub)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None and where.type == "cpu":
         dtype = torch.float32
@@ -100,7 +107,7 @@ def check_output(
 def write_whole(output: Path, write: Callable[[Path], Any], replace: bool = False) -> None:
     """Lets `write` fill a folder beside the files' place, removes the model that is there (`replace`) and moves the new
     files there one by one, config.json last: a folder with a config.json is complete and of one training."""
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=output))
     try:
         write(partial)
         if replace and (output / "config.json").exists():
@@ -112,6 +119,18 @@ def write_whole(output: Path, write: Callable[[Path], Any], replace: bool = Fals
             os.replace(file, output / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def clear_partial(output: Path) -> bool:
+    """Removes what a `write_whole` that was killed left: its folder and, where there is no config.json, what had been
+    moved out of it. Returns whether there was anything."""
+    partial = sorted(output.glob(f"{_PARTIAL}*"))
+    if partial and not (output / "config.json").exists():
+        for file in _model_files(output):
+            _remove(file)
+    for folder in partial:  # last: as long as they are there, the above is known to be the model's
+        shutil.rmtree(folder)
+    return bool(partial)
 
 
 def _model_files(output: Path) -> list[Path]:

@@ -5,13 +5,18 @@ Shapes: B batch, n positions of a part, L of all parts placed so far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import Layout
 from .masks import AttentionPattern
+
+Sizes = tuple[int, tuple[int, ...]]
+"""A number of a block, and how many positions that block and each after it has."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,13 @@ class Part:
         closes: the segment's (extent along t, number of blocks) on its last part, else None.
         noisy: these are noisy copies of blocks whose clean ones follow: both have the same places in the sequence.
         conditioning: [B, n, H], what is added to the conditioning of these positions (a noise level); None: nothing.
+        sizes: what `block` says, without a look at the device: see `Sizes`.
     """
 
     embeds: Tensor
     coords: Tensor
     block: Tensor
+    sizes: Sizes
     sequential: bool
     single: bool
     valid: Tensor | None = None
@@ -66,6 +73,21 @@ class Inputs:
     length: int
     conditioning: Tensor | None = None
 
+    def filled(self, multiple: int) -> Inputs:
+        """With positions that no other one sees at the end, up to a multiple of so many."""
+        more = -self.embeds.shape[1] % multiple
+        if not more:
+            return self
+        wide = (0, 0, 0, more)
+        return replace(
+            self,
+            embeds=F.pad(self.embeds, wide),
+            coords=F.pad(self.coords, wide),
+            position_ids=F.pad(self.position_ids, (0, more)),
+            pattern=self.pattern.padded(more),
+            conditioning=None if self.conditioning is None else F.pad(self.conditioning, wide),
+        )
+
 
 class Cursor:
     """Where a sequence has got to: hands every new part its place after all earlier ones."""
@@ -79,6 +101,7 @@ class Cursor:
         self.key_block: Tensor | None = None
         self.valid: Tensor | None = None
         self.noisy: Tensor | None = None
+        self.key: tuple[Any, ...] = ()  # what `key_block` and `noisy` say
 
     def place(self, parts: list[Part]) -> Inputs:
         """Appends `parts` and returns the backbone's inputs for them."""
@@ -96,6 +119,7 @@ class Cursor:
             blocks.append(part.block + self.blocks)
             self._extend_valid(part)
             self._extend_noisy(part)
+            self.key += ((self.blocks + part.sizes[0], part.sizes[1], part.noisy),)
             self.length += n
             self.count += 0 if part.noisy else n
             if part.closes is not None:
@@ -111,6 +135,7 @@ class Cursor:
             places=reach,
             sequential=self.noisy is None and all(part.sequential for part in parts),
             single=len(parts) == 1 and parts[0].single,
+            key=self.key,
         )
         embeds = parts[0].embeds if len(parts) == 1 else torch.cat([part.embeds for part in parts], 1)
         ids = _cat(positions).clamp(min=0)
@@ -129,8 +154,7 @@ class Cursor:
         if part.skip is not None:
             self.skipped = self.skipped + part.skip[:, None]
         elif part.valid is not None:
-            leading = (~part.valid).long().cumprod(1).sum(1, keepdim=True)
-            self.skipped = self.skipped + leading
+            self.skipped = self.skipped + count_leading(~part.valid)[:, None]
 
     def _extend_valid(self, part: Part) -> None:
         if part.valid is None and self.valid is None:
@@ -150,8 +174,13 @@ class Cursor:
 
 def leading_padding(observed: Tensor, layout: Layout) -> Tensor:
     """[B] long: leading slices along t that are wholly unobserved, from the elements' mask [B, N] in raster order."""
-    missing = ~observed.view(len(observed), layout.grid[0], -1).any(-1)
-    return missing.long().cumprod(1).sum(1)
+    return count_leading(~observed.view(len(observed), layout.grid[0], -1).any(-1))
+
+
+def count_leading(missing: Tensor) -> Tensor:
+    """[B] long: of bool [B, n], how many are True before the first that is not. (By a sum: ONNX has no running
+    product.)"""
+    return ((~missing).long().cumsum(1) == 0).sum(1)
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

@@ -18,10 +18,35 @@ def check_output(option: str, path: Path) -> None:
         raise ValueError(f"{option} is {str(path)!r}, which is a folder; it must be a file")
 
 
-def check_model(model: str) -> None:
-    """Raises ValueError where the folder `model` holds none."""
+def add_model(option: Callable[..., Any], what: str) -> None:
+    """The options --model and --revision, which `model_of` reads."""
+    option("--model", required=True, metavar="DIR|ID", help=f"a folder that {what} wrote, or an id on the Hub")
+    add_revision(option)
+
+
+def add_revision(option: Callable[..., Any]) -> None:
+    option("--revision", metavar="NAME", help="of an id on the Hub: a branch, a tag or a commit (default main)")
+
+
+def model_of(model: str, revision: str | None, option: str = "--model") -> str:
+    """The folder of a model that `option` names: a folder, or an id on the Hub, which is downloaded.
+
+    Raises:
+        ValueError: it holds no model, or there is no such id.
+    """
+    from ..places import HUB_ID, model_folder
+
+    if not Path(model).exists() and HUB_ID.fullmatch(model):
+        with naming_options():
+            return str(model_folder(model, revision))
     if not (Path(model) / "config.json").is_file():
-        raise ValueError(f"--model is {model!r}, which holds no config.json; it must be a trained model's folder")
+        raise ValueError(
+            f"{option} is {model!r}, which holds no config.json; it must be a model's folder that training wrote, or "
+            "an id on the Hub, 'owner/name'"
+        )
+    if revision is not None:
+        raise ValueError(f"--revision is {revision!r} and {option} a folder; only an id on the Hub has revisions")
+    return model
 
 
 def usable_device(name: str | None) -> Any:
@@ -69,6 +94,7 @@ def step_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 # Arguments of the library that are options of the command line, too.
 NAMED = {"steps", "head_steps", "sampler", "roll_out", "given", "mask", "seconds", "window", "overlap", "sink"}
+NAMED |= {"revision"}
 
 
 @contextmanager

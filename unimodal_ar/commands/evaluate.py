@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .common import check_output, usable_device
+from .common import add_revision, check_output, model_of, usable_device
 
 
 def add(commands: Any) -> None:
@@ -20,7 +20,8 @@ def add(commands: Any) -> None:
         "has not seen (--set data.path=other.csv). The model's folder stays as it is.",
     )
     option = command.add_argument
-    option("model", metavar="MODEL", help="a folder that training wrote")
+    option("model", metavar="MODEL", help="a folder that training wrote, or an id on the Hub")
+    add_revision(option)
     option(
         "--set",
         action="append",
@@ -46,19 +47,40 @@ def run(arguments: argparse.Namespace) -> None:
     if out is not None:
         _check_out(out, Path(arguments.model))
     device = usable_device(arguments.device)
+    model = model_of(arguments.model, arguments.revision, "MODEL")
+    if model != arguments.model:
+        _check_data(arguments, Path(model))
     if out is None:
-        evaluate(arguments.model, arguments.overrides, device)
+        evaluate(model, arguments.overrides, device)
         return
     # Beside the place of the files, so that these can be moved: all appear whole, or none does.
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as scratch:
         folder = Path(scratch)
-        tables = evaluate(arguments.model, arguments.overrides, device, folder)
+        tables = evaluate(model, arguments.overrides, device, folder)
         drawn = sorted(folder.iterdir())
         (folder / "found").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
         places = {file: out.with_name(f"{out.stem}-{file.name}") for file in drawn} | {folder / "found": out}
         for file, place in places.items():
             os.replace(file, place)
             print(f"Wrote {place}")
+
+
+def _check_data(arguments: argparse.Namespace, model: Path) -> None:
+    """Raises ValueError where the recipe of a model from the Hub, which somebody else wrote, says which file of this
+    machine to read."""
+    from ..training.documents import load_recipe
+
+    if not (model / "recipe.yaml").is_file() or any(
+        text.startswith(("data.path=", "data.dataset=")) for text in arguments.overrides
+    ):
+        return
+    data = load_recipe(model / "recipe.yaml").get("data")
+    path = data.get("path") if isinstance(data, dict) else None
+    if path is not None:
+        raise ValueError(
+            f"data.path is {path!r} in the recipe of {arguments.model!r}, which is from the Hub; say which file is "
+            "meant by --set data.path=FILE"
+        )
 
 
 def _check_out(out: Path, model: Path) -> None:

@@ -7,7 +7,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import add_steps, check_model, check_output, load_quietly, naming_options, step_options, usable_device
+from .common import (
+    add_model,
+    add_steps,
+    check_output,
+    load_quietly,
+    model_of,
+    naming_options,
+    step_options,
+    usable_device,
+)
 
 if TYPE_CHECKING:
     from ..adapters import Series
@@ -25,7 +34,7 @@ def add(commands: Any) -> None:
     )
     option = command.add_argument
     option("table", metavar="CSV", help=".csv, .csv.gz or .parquet")
-    option("--model", required=True, metavar="DIR", help="a folder that training wrote")
+    add_model(option, "training")
     option("--horizon", required=True, type=int, metavar="H", help="steps to forecast")
     option("--out", required=True, metavar="FILE", help="where to write the forecasts: .parquet or .csv")
     option("--plot", metavar="PNG", help="also draw the first series and their forecasts (.png, .svg, .pdf)")
@@ -69,6 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     out, plot = Path(arguments.out), Path(arguments.plot) if arguments.plot else None
     _check_request(arguments, out, plot)
+    arguments.model = model_of(arguments.model, arguments.revision)
     steps = step_options(arguments)
     device = usable_device(arguments.device)
     series = _read(arguments)
@@ -105,7 +115,6 @@ def _check_request(arguments: argparse.Namespace, out: Path, plot: Path | None) 
     for option, path in (("--out", out), ("--plot", plot)):
         if path:
             check_output(option, path)
-    check_model(arguments.model)
 
 
 def _read(arguments: argparse.Namespace) -> list[Series]:

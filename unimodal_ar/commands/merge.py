@@ -12,7 +12,7 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "merge",
         help="merge a model's LoRA layers into its backbone",
-        description="Merge the layers of PEFT (LoRA, DoRA, IA3) of a trained model into its backbone: the model that "
+        description="Merge the layers of PEFT (LoRA, say) of a trained model into its backbone: the model that "
         "is written computes the same and needs neither PEFT nor the place that the backbone came from.",
     )
     command.add_argument("folder", metavar="FOLDER", help="a folder that training with a section peft wrote")

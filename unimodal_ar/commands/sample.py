@@ -9,7 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import add_steps, check_model, check_output, load_quietly, naming_options, step_options, usable_device
+from .common import (
+    add_model,
+    add_steps,
+    check_output,
+    load_quietly,
+    model_of,
+    naming_options,
+    step_options,
+    usable_device,
+)
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -29,7 +38,7 @@ def add(commands: Any) -> None:
         "one after the other, with a picture of their spectra beside it.",
     )
     option = command.add_argument
-    option("--model", required=True, metavar="DIR", help="a folder that training or conversion wrote")
+    add_model(option, "training or conversion")
     option("--out", required=True, metavar="FILE", help="where to write: .png; .mp4 or .gif; .wav or .flac")
     option("--n", type=int, metavar="N", help=f"how many (default {SAMPLES}, with --stream 1)")
     option("--seconds", type=float, metavar="S", help="how long, of video or audio (default: as the model's clips)")
@@ -82,8 +91,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     out, steps = Path(arguments.out), step_options(arguments)
     _check_request(arguments, out)
+    model = model_of(arguments.model, arguments.revision)
     device = usable_device(arguments.device)
-    generator = load_quietly(Generator, arguments.model, device)
+    generator = load_quietly(Generator, model, device)
     adapter = generator.adapter(arguments.target)
     if not adapter.suffixes:
         raise ValueError(f"target is {adapter.modality!r}; its samples have no file of their own")
@@ -147,7 +157,6 @@ def _check_request(arguments: argparse.Namespace, out: Path) -> None:
             raise ValueError(f"--{name} is {path!r}; there is no such file")
         if any(written.exists() and written.samefile(path) for written in (out, out.with_suffix(".png"))):
             raise ValueError(f"--out is {arguments.out!r}, which --{name} reads; it must be another file")
-    check_model(arguments.model)
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:

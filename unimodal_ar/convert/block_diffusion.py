@@ -72,7 +72,8 @@ def convert_to_block_diffusion(
         "covariates_of": "target",
     }
     modalities = {**model.config.modalities, name: {**options, **changes}}
-    return adapted(model, UnimodalARConfig(backbone=model.config.backbone, modalities=modalities))
+    kept = {"backbone": model.config.backbone, "soft_prompt": model.config.soft_prompt}
+    return adapted(model, UnimodalARConfig(modalities=modalities, **kept))
 
 
 def adapted(source: UnimodalARForGeneration, config: UnimodalARConfig) -> UnimodalARForGeneration:
@@ -95,6 +96,8 @@ def adapted(source: UnimodalARForGeneration, config: UnimodalARConfig) -> Unimod
     for name in fresh.keys() - weights.keys():
         if name.startswith(("backbone.coordinates.", "backbone.level.")) or ".modulation." in name:
             weights[name] = _without_effect(name, fresh[name])
+        if name.startswith("backbone.soft_prompt."):
+            weights[name] = fresh[name]
     _check_weights(weights, fresh)
     target.load_state_dict(weights)
     for parameter in target.parameters():  # not `.to`: rotary tables stay in float32, as after from_pretrained

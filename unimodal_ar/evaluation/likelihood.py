@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..modeling import UnimodalARForGeneration
 from ..noise import seeded
 from ..schema import DiscreteElement
@@ -17,6 +18,7 @@ from ..segment import Segment
 Batches = Iterable[Mapping[str, Sequence[Segment]]]
 
 DRAWS = 16
+_APART = 1_000_003  # between the seeds of batches (torch looks at 32 bits of them)
 
 
 @dataclass(frozen=True)
@@ -62,25 +64,29 @@ def negative_log_likelihood(
         raise ValueError(f"dimensions is {dimensions}; it must be at least 1, the raw values per example")
     if draws < 2:
         raise ValueError(f"draws is {draws}; it must be at least 2, random masks of every example")
-    totals, examples, exact = torch.zeros(draws, dtype=torch.float64), 0, True
     modes = [(module, module.training) for module in model.modules()]  # a part may be frozen on its own
     model.eval()
+
+    def judged(numbered: tuple[int, Mapping[str, Sequence[Segment]]]) -> tuple[Tensor, int, bool]:
+        """[draws] nats of a batch, summed; how many examples it has; whether the nats are exact."""
+        number, batch = numbered
+        segments = [segment.to(model.device) for segment in batch["segments"]]
+        kinds = [_kind(model, segment) for segment in segments if segment.target]
+        exact = all(kind == "exact" for kind in kinds)
+        torch.manual_seed(seed + _APART * number)  # a stream of its own for each batch, whichever rank has it
+        nats = torch.stack([_nats(model, segments) for _ in range(1 if exact else draws)])
+        return nats.cpu().expand(draws).contiguous(), segments[0].batch_size, exact
+
     try:
         with torch.no_grad(), seeded(seed, model.device):
-            for batch in batches:
-                segments = [segment.to(model.device) for segment in batch["segments"]]
-                kinds = [_kind(model, segment) for segment in segments if segment.target]
-                certain = all(kind == "exact" for kind in kinds)
-                exact = exact and certain
-                nats = [_nats(model, segments) for _ in range(1 if certain else draws)]
-                totals += torch.stack(nats).cpu()
-                examples += segments[0].batch_size
+            found = ranks.share(judged, enumerate(batches))
     finally:
         for module, training in modes:
             module.training = training
+    examples, exact = sum(count for _, count, _ in found), all(certain for _, _, certain in found)
     if not examples:
         raise ValueError("batches is empty; a likelihood needs at least one example")
-    totals /= examples * dimensions
+    totals = torch.stack([nats for nats, _, _ in found]).sum(0) / (examples * dimensions)
     error = 0.0 if exact else float(totals.std() / math.sqrt(draws))
     return Likelihood(float(totals.mean()), exact, error)
 

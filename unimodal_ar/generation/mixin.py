@@ -184,8 +184,9 @@ class UnimodalARGenerationMixin:
         name = segment.modality
         objective, embedding, head = self.objectives[name], self.embeddings[name], self.heads[name]
         sampling = options.sampling(objective, head)
+        opening = self.backbone.opening(segment.batch_size)
         parts = [side.parts + objective.known_parts(embedding, segment, layout, known, side.start) for side in sides]
-        decoding.hold(*parts)
+        decoding.hold(*(opening + side for side in parts))
         decoding.repeat_interleave(options.num_samples)
         segment = segment.repeat_interleave(options.num_samples)
         generator = SampleNoise.from_generator(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..merging import CodeSplit
 from ..noise import Generator, uniform
 from ..schema import ContinuousElement, DiscreteElement, Strict
+from . import chunked
 from .base import Head, broadcast_observed, check_temperature
 
 
@@ -63,10 +64,18 @@ class CategoricalHead(Head):
             raise ValueError(f"values have shape {tuple(values.shape)}; hidden and the element's codes ask for {shape}")
         codes = values.view(*elements, self.codes)
         mask = broadcast_observed(observed, codes, elements)
-        index = torch.where(mask, codes, 0)[..., None]
+        return torch.where(mask, self._picked(hidden, torch.where(mask, codes, 0)), 0.0).sum(-1)
+
+    def _picked(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """[..., K] log-probability of each code; all are in 0..V-1."""
+        # Layers that PEFT puts around a projection are more than a weight and a bias.
+        if type(self.proj) is nn.Linear and codes.numel() * self.vocab_size > chunked.LIMIT:
+            rows = hidden if self.split is None else self.split(hidden.to(self.proj.weight.dtype))
+            each = 1 if self.split is not None else self.codes
+            flat = rows.reshape(-1, rows.shape[-1]), self.proj.weight, self.proj.bias, codes.reshape(-1, each)
+            return chunked.log_prob(*flat).view(codes.shape)
         # gather, not cross_entropy: that one silently takes a code of -100 for "no loss"
-        picked = self.logits(hidden).log_softmax(-1).gather(-1, index).squeeze(-1)
-        return torch.where(mask, picked, 0.0).sum(-1)
+        return self.logits(hidden).log_softmax(-1).gather(-1, codes[..., None]).squeeze(-1)
 
     def loss(self, hidden: Tensor, target: Tensor, observed: Tensor | None = None) -> Tensor:
         """[...] exact negative log-likelihood in nats, summed over an element's observed codes."""

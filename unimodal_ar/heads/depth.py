@@ -6,7 +6,7 @@ values [..., K].
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..merging import ResidualMLP
 from ..noise import Generator
 from ..schema import ContinuousElement, DiscreteElement, Strict
+from . import chunked
 from .base import Head
 from .categorical import draw_codes, guide
 
@@ -117,10 +118,21 @@ class DepthHead(Head):
         codes = values if observed is None else torch.where(observed[..., None], values, 0)
         before = F.pad(self._embed(codes[..., :-1], 0), (0, 0, 1, 0))
         x, _ = self._transform(self._context(hidden) + before, 0, [None] * len(self.layers))
+        picked = self._picked(x, codes).sum(-1)
+        return picked if observed is None else torch.where(observed, picked, 0.0)
+
+    def _picked(self, x: Tensor, codes: Tensor) -> Tensor:
+        """[..., K] log-probability of each code given those before, from what the transformer says of its place."""
+        if codes.numel() * self.vocab_size > chunked.LIMIT and all(type(p) is nn.Linear for p in self.projections):
+            places = []
+            for place in range(self.codes):
+                weight = self.projections[0 if self.shared else place].weight
+                rows, code = x[..., place, :].reshape(-1, x.shape[-1]), codes[..., place].reshape(-1, 1)
+                places.append(chunked.log_prob(rows, cast(Tensor, weight), None, code).view(codes.shape[:-1]))
+            return torch.stack(places, -1)
         logits = torch.stack([self._logits(x[..., place, :], place) for place in range(self.codes)], -2)
         # gather, not cross_entropy: that one silently takes a code of -100 for "no loss"
-        picked = logits.log_softmax(-1).gather(-1, codes[..., None]).squeeze(-1).sum(-1)
-        return picked if observed is None else torch.where(observed, picked, 0.0)
+        return logits.log_softmax(-1).gather(-1, codes[..., None]).squeeze(-1)
 
     def loss(self, hidden: Tensor, target: Tensor, observed: Tensor | None = None) -> Tensor:
         """[...] exact negative log-likelihood in nats of an element's codes; 0 where it is not observed."""

@@ -160,6 +160,7 @@ class BlockDiffusion(Objective):
             embeds=embeds,
             coords=layout.coords[None, places],
             block=layout.block[places],
+            sizes=layout.sizes(first, last),
             sequential=layout.is_sequential,
             single=last - first == 1,
             valid=None if valid is None or bool(valid.all()) else valid,

@@ -6,6 +6,7 @@ Blocks of one are next-token and next-patch prediction; rows or frames are Next-
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import add
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def _positions(
     if not len(unread):
         return part, slice(0, part.embeds.shape[1])
     # Block by block, what is shown before what predicts: the order in which drawing appends them.
-    shown = elements_at(embedding, segment, layout, unread, after=1)
+    shown = elements_at(embedding, segment, layout, unread, layout.unread_sizes(first - 1, last - 1), after=1)
     order = torch.cat([shown.block, part.block]).argsort(stable=True)
     return _merged(shown, part, order), order.argsort()[len(unread) :]
 
@@ -118,6 +119,7 @@ def _predicting(embedding: Any, segment: Segment, layout: Layout, first: int, la
         embeds=embeds,
         coords=coords,
         block=layout.block[places],
+        sizes=layout.sizes(first, last),
         sequential=layout.is_sequential,
         single=last - first == 1,
         valid=None if valid is None or bool(valid.all()) else valid,
@@ -127,7 +129,8 @@ def _predicting(embedding: Any, segment: Segment, layout: Layout, first: int, la
 
 def _closing(embedding: Any, segment: Segment, layout: Layout) -> Part:
     """Positions that show the last block, which no predicting position reads, to the segments that follow."""
-    return elements_at(embedding, segment, layout, layout.block_range(layout.num_blocks - 1), after=1)
+    final = layout.num_blocks - 1
+    return elements_at(embedding, segment, layout, layout.block_range(final), layout.sizes(final, final + 1), after=1)
 
 
 def _merged(first: Part, second: Part, order: Tensor) -> Part:
@@ -146,6 +149,7 @@ def _merged(first: Part, second: Part, order: Tensor) -> Part:
         embeds=torch.cat([first.embeds, second.embeds], 1)[:, order],
         coords=coords[:, order],
         block=torch.cat([first.block, second.block])[order],
+        sizes=(second.sizes[0], tuple(map(add, first.sizes[1], second.sizes[1]))),
         sequential=False,  # even where blocks are of one: what is shown is in the block that it is shown to
         valid=valid,
     )

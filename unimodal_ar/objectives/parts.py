@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..layout import Layout
 from ..segment import Segment
-from ..sequence import Part, leading_padding
+from ..sequence import Part, Sizes, leading_padding
 
 
 def context_part(embedding: Any, segment: Segment, layout: Layout) -> Part:
@@ -20,16 +20,20 @@ def context_part(embedding: Any, segment: Segment, layout: Layout) -> Part:
 
 def own_values(embedding: Any, segment: Segment, layout: Layout, first: int, last: int) -> Part:
     """Positions that hold the elements of blocks first..last-1."""
-    part = elements_at(embedding, segment, layout, layout.block_range(first, last))
+    part = elements_at(embedding, segment, layout, layout.block_range(first, last), layout.sizes(first, last))
     return replace(part, single=last - first == 1)
 
 
-def elements_at(embedding: Any, segment: Segment, layout: Layout, places: slice | Tensor, after: int = 0) -> Part:
-    """Positions that hold the elements at `places` of the generation order, in the block `after` their own."""
+def elements_at(
+    embedding: Any, segment: Segment, layout: Layout, places: slice | Tensor, sizes: Sizes, after: int = 0
+) -> Part:
+    """Positions that hold the elements at `places` of the generation order, in the block `after` their own; `sizes` of
+    the latter."""
     embeds, known = embedding.context(segment.values, layout, segment.observed, segment.covariates, places)
     valid = None if segment.observed is None or bool(known.all()) else known
     block = layout.block[places] + after
-    return Part(embeds, layout.coords[None, places], block, layout.is_sequential, single=True, valid=valid)
+    numbers = sizes[0] + after, sizes[1]
+    return Part(embeds, layout.coords[None, places], block, numbers, layout.is_sequential, single=True, valid=valid)
 
 
 def leading(part: Part, segment: Segment, layout: Layout) -> Part:

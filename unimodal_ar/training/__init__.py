@@ -1,5 +1,6 @@
 """Training: one loop for every recipe."""
 
+from .ema import EMA
 from .trainer import UnimodalARTrainer, collate_segments
 
-__all__ = ["UnimodalARTrainer", "collate_segments"]
+__all__ = ["EMA", "UnimodalARTrainer", "collate_segments"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -24,11 +23,13 @@ DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
 }
 
-# Segments are no columns, and the validation loss is the only metric that there is.
+# Segments are no columns, the validation loss is the only metric that there is, and the guard lets no loss that is not
+# finite pass (see `guard.check`: the filter would make the host wait for the device twice in every micro-batch).
 _FIXED: dict[str, Any] = {
     "remove_unused_columns": False,
     "metric_for_best_model": "eval_loss",
     "greater_is_better": False,
+    "logging_nan_inf_filter": False,
 }
 
 # Arguments that nothing here would heed: of label columns, of predictions gathered in evaluation, of token ids, of the
@@ -44,8 +45,6 @@ _WITHOUT_EFFECT = {
     *_FIXED,
 }
 
-STATE = "trainer_state.json"  # written after weights and optimiser: a folder with it is a whole checkpoint
-
 
 def merged(section: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a recipe's section over the defaults, as plain data."""
@@ -60,7 +59,9 @@ def merged(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def build(section: Mapping[str, Any], seed: int, output_dir: Path, **changes: Any) -> TrainingArguments:
     """What the Trainer takes. `changes` go over the section."""
-    arguments = {"dataloader_pin_memory": torch.cuda.is_available(), **merged(section), **changes}
+    # Every parameter gets a gradient in every step (see `UnimodalARForGeneration.forward`), so DDP need not look.
+    ours = {"dataloader_pin_memory": torch.cuda.is_available(), "ddp_find_unused_parameters": False}
+    arguments = {**ours, **merged(section), **changes}
     return TrainingArguments(output_dir=str(output_dir), seed=seed, **_FIXED, **arguments)
 
 
@@ -75,10 +76,14 @@ def check(section: Mapping[str, Any]) -> list[str]:
             problems.append(f"training.{key} is set; the recipe's own key {key} governs everything")
         elif key in _WITHOUT_EFFECT:
             problems.append(f"training.{key} is set; it has no effect here, so leave it out")
+        elif key == "enable_jit_checkpoint":
+            problems.append(f"training.{key} is set; a SIGTERM always saves a checkpoint here, so leave it out")
         elif key not in legal:
             problems.append(unknown_key(str(key), legal, "training"))
         elif wanted := _wanted(key, types[key], value):
             problems.append(f"training.{key} is {value!r}; it must be {wanted}")
+    if section.get("save_only_model") and section.get("resume_from_checkpoint"):
+        problems.append("training.resume_from_checkpoint is set; with save_only_model nothing can be resumed")
     if problems:
         return problems
     try:
@@ -86,37 +91,6 @@ def check(section: Mapping[str, Any]) -> list[str]:
     except (ValueError, TypeError) as error:
         return [f"training: {' '.join(str(error).split())}"]
     return []
-
-
-def find_checkpoint(resume: bool | str | None, folder: Path) -> Path | None:
-    """The checkpoint that `training.resume_from_checkpoint` names: a path, or true for the last one in `folder`.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not resume:
-        return None
-    if isinstance(resume, str):
-        if not (Path(resume) / STATE).is_file():
-            raise ValueError(
-                f"training.resume_from_checkpoint is {resume!r}, which holds no {STATE}; it must be a checkpoint's "
-                "folder, or true for the last one"
-            )
-        return Path(resume)
-    last = last_checkpoint(folder)
-    if last is None:
-        raise ValueError(f"training.resume_from_checkpoint is true, but {str(folder)!r} holds no whole checkpoint")
-    return last
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the most steps."""
-    numbers = {
-        int(match[1]): path.parent
-        for path in folder.glob(f"checkpoint-*/{STATE}")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.parent.name))
-    }
-    return numbers[max(numbers)] if numbers else None
 
 
 def _unswitched(key: str, value: Any) -> Any:
@@ -128,7 +102,8 @@ def _wanted(key: str, annotation: Any, value: Any) -> str | None:
     """What a number or a switch should have been, None where `value` is one; TrainingArguments checks no types."""
     if key == "resume_from_checkpoint":
         legal = value is None or isinstance(value, (bool, str))
-        return None if legal else "true (the last checkpoint), the path of a checkpoint, or false"
+        wanted = "true (the last checkpoint), the path of a checkpoint, or auto (the last one, or else the beginning)"
+        return None if legal else wanted
     members = set(get_args(annotation)) or {annotation}
     if not members <= {int, float, bool, type(None)}:
         return None

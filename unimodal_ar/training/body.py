@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
-from transformers import AutoConfig, PreTrainedConfig
+from pydantic import model_validator
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from ..configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from ..fingerprint import fingerprint, read_body
@@ -13,6 +14,52 @@ from ..modeling import UnimodalARForGeneration
 from ..places import folder_of
 from ..pretrained import own_source
 from ..schema import Strict
+
+
+class Quantization(Strict):
+    """How bitsandbytes keeps the linear maps of a frozen body (QLoRA, arXiv 2305.14314). Its 4 and 8 bits work on CUDA
+    devices, and, slowly, on CPUs (from 0.46 on).
+
+    Args:
+        bits: 4 or 8 of each weight.
+        kind: of 4 bits: "nf4", for weights that are normally distributed, or "fp4".
+        double: of 4 bits: keep their scales in 8 bits, too.
+        compute: the dtype that 4 bits are unpacked to for matrix products.
+    """
+
+    bits: Literal[4, 8] = 4
+    kind: Literal["nf4", "fp4"] = "nf4"
+    double: bool = True
+    compute: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+
+    def config(self) -> BitsAndBytesConfig:
+        """What transformers is told.
+
+        Raises:
+            ImportError: bitsandbytes is not there.
+            ValueError: it has nothing for the devices that are.
+        """
+        from transformers.integrations.bitsandbytes import validate_bnb_backend_availability
+
+        if not is_bitsandbytes_available():
+            raise ImportError(
+                "model.backbone.quantization needs bitsandbytes: pip install -U bitsandbytes (or leave it out; with "
+                "model.backbone.dtype bfloat16 the body takes half the memory of float32)"
+            )
+        try:
+            validate_bnb_backend_availability(raise_exception=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"model.backbone.quantization cannot be had here: {' '.join(str(error).split())}"
+            ) from None
+        if self.bits == 8:
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.kind,
+            bnb_4bit_use_double_quant=self.double,
+            bnb_4bit_compute_dtype=self.compute,
+        )
 
 
 class PretrainedBody(Strict):
@@ -24,6 +71,9 @@ class PretrainedBody(Strict):
         revision: on the Hub; None: the newest.
         gguf_file: the file in it, where it holds GGUF.
         freeze: leave the body as it is; else it is trained with the rest.
+        dtype: of a frozen body's weights: "float32", "bfloat16", "float16", or "auto", as they are stored. What is
+            trained is in float32.
+        quantization: how a frozen body's linear maps are quantised when they are loaded; None: they are not.
         ablation: what stands in its place, to see what the pretraining is worth (arXiv 2406.16964): "random_init": the
             same body with new weights; "one_attention_layer": one layer of attention of its width and number of heads,
             without an MLP, which is trained; "none": nothing, embeddings go to the heads. None: the body itself.
@@ -33,7 +83,21 @@ class PretrainedBody(Strict):
     revision: str | None = None
     gguf_file: str | None = None
     freeze: bool = True
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    quantization: Quantization | None = None
     ablation: Literal["random_init", "one_attention_layer", "none"] | None = None
+
+    @model_validator(mode="after")
+    def _as_it_is(self) -> PretrainedBody:
+        for key, plain in (("dtype", "float32"), ("quantization", None)):
+            if getattr(self, key) != plain and (not self.freeze or self.ablation is not None):
+                other = "freeze is false" if not self.freeze else f"ablation is {self.ablation!r}"
+                raise ValueError(f"{key} is for a frozen pretrained body; {other}, so it must be left out")
+        if self.quantization is not None and self.gguf_file is not None:
+            raise ValueError(
+                "quantization is of weights that are not quantised; gguf_file names some that are, so leave one out"
+            )
+        return self
 
     @property
     def _place(self) -> dict[str, Any]:
@@ -60,12 +124,28 @@ class PretrainedBody(Strict):
         return fingerprint(read_body(self.pretrained, **self._place).state_dict())
 
     def model(self, config: UnimodalARConfig) -> UnimodalARForGeneration:
-        """The model of `config`, whose backbone is this one, before training: in float32, as all that is trained."""
+        """The model of `config`, whose backbone is this one, before training: what is trained is in float32.
+
+        Raises:
+            ImportError, ValueError: it cannot be quantised here, see `Quantization`.
+        """
         if self.ablation is not None:
             return UnimodalARForGeneration(config)
-        return UnimodalARForGeneration.from_backbone(
-            self.pretrained, config.modalities, self.freeze, dtype=torch.float32, **self._place
+        loading: dict[str, Any] = {"dtype": self.dtype, **self._place}
+        if self.quantization is not None:
+            loading["quantization_config"] = self.quantization.config()
+        model = UnimodalARForGeneration.from_backbone(
+            self.pretrained, config.modalities, self.freeze, config.soft_prompt, **loading
         )
+        in_float32(model)
+        return model
+
+
+def in_float32(model: UnimodalARForGeneration) -> None:
+    """Casts what is trained, whose updates would be lost in 8 bits of mantissa."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def refer_to_start(

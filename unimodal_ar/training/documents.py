@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 PACKAGE = "unimodal_ar.recipes"
+CONFIGURATIONS = "accelerate"  # the folder beside the recipes of what `accelerate launch` is told
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,7 +66,7 @@ def recipes_writing(folder: str) -> list[str]:
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     root = resources.files(PACKAGE)
-    folders = [folder for folder in root.iterdir() if folder.is_dir()]
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name != CONFIGURATIONS]
     return sorted(
         f"{folder.name}/{file.name.removesuffix('.yaml')}"
         for folder in folders

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from ..configuration import UnimodalARConfig
@@ -14,6 +13,9 @@ from ..convert import adapted
 from ..modeling import UnimodalARForGeneration
 from ..saving import load_model
 from .body import refer_to_start
+from .checkpoints import check_recipe, clean
+from .ema import EMA
+from .interruption import Interruption
 from .peft import insert
 from .recipe import Resolved
 from .schedule import Schedule
@@ -36,9 +38,15 @@ def _initial(resolved: Resolved) -> UnimodalARForGeneration:
 
 
 def fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, **changes: Any) -> UnimodalARTrainer:
-    """Trains from the beginning, or on from `checkpoint`."""
+    """Trains from the beginning, or on from `checkpoint`. A SIGTERM ends it by a checkpoint, see `Interruption`.
+
+    Raises:
+        ValueError: the checkpoint is of another recipe or body; training diverges.
+    """
     recipe = resolved.recipe
     arguments = resolved.training_arguments(checkpoints, **changes)
+    if checkpoint is not None:
+        _tell(check_recipe(checkpoint, resolved.document), checkpoint, arguments)
     set_seed(recipe.seed)
     logging.disable_progress_bar()  # of reading and writing files; that of training stays
     # A checkpoint holds all weights, but for those of a frozen body, which are where they came from.
@@ -51,12 +59,13 @@ def fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, *
             adapter.share_body(model.backbone.model, model.config.backbone_source)
     data_train, data_validation = resolved.data.train(), resolved.data.validation()
     if resolved.peft:  # not before: the data may have asked for what the body itself says
-        insert(model, resolved.peft)
+        insert(model, resolved.peft, new=recipe.init_from is None)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(
-        f"{trainable:,} trainable parameters, {len(data_train):,} training and "
-        f"{len(data_validation):,} validation {resolved.data.unit}"
-    )
+    if arguments.process_index == 0:
+        print(
+            f"{trainable:,} trainable parameters, {len(data_train):,} training and "
+            f"{len(data_validation):,} validation {resolved.data.unit}"
+        )
     try:
         trainer = UnimodalARTrainer(
             model=model,
@@ -65,16 +74,24 @@ def fit(resolved: Resolved, checkpoints: Path, checkpoint: Path | None = None, *
             eval_dataset=data_validation,
             data_collator=data_train.collate,
             callbacks=_callbacks(resolved, model),
+            ema=None if recipe.ema is None else EMA(recipe.ema.decay),
         )
     except RuntimeError as error:  # a logger of training.report_to that is not installed
         raise ValueError(f"training cannot start: {error}") from None
-    if checkpoint is None and arguments.process_index == 0:
-        shutil.rmtree(checkpoints, ignore_errors=True)  # or a later resumption would take them for this training's
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if arguments.process_index == 0:  # or a later resumption would take them for this training's
+        clean(checkpoints, checkpoint)
+    trainer.recipe = resolved.document
+    with Interruption() as trainer.interruption:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise ValueError(f"training diverged: {name} is not finite; lower training.learning_rate")
     return trainer
+
+
+def _tell(differences: list[str], checkpoint: Path, arguments: TrainingArguments) -> None:
+    if differences and arguments.process_index == 0:
+        print(f"Going on from {checkpoint} with another recipe: {'; '.join(differences)}.")
 
 
 def _check_body(model: UnimodalARForGeneration, then: dict[str, Any] | None, checkpoint: Path) -> None:

@@ -69,6 +69,17 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.places)
 
+    def chosen(self, rows: Tensor, classes: Sequence[str | int] | None) -> Tensor:
+        """Those of `rows` that are of these `classes` (None: of any); raises ValueError where a class is none."""
+        if classes is None:
+            return rows
+        assert self.classes is not None and self.labels is not None
+        names = [str(name) for name in self.classes]
+        for name in classes:
+            if str(name) not in names:
+                raise ValueError(f"data.classes has {name!r}; the classes of {self.name} are {names}")
+        return rows[torch.isin(self.labels[rows], torch.tensor([names.index(str(name)) for name in classes]))]
+
     def pixels(self, rows: Sequence[int] | Tensor) -> Tensor:
         """[B, H, W, C] uint8, where no values are kept."""
         assert not self._encoded

@@ -31,11 +31,14 @@ class ImageOptions(Strict):
         path: a folder (of images, or of one folder per class), a .parquet file, or a folder that
             `datasets.Dataset.save_to_disk` wrote; dataset: a named one from `DATASETS`. Exactly one of them.
         image_column, label_column: of a parquet file or a Dataset; None: found by name and type.
+        classes: use only the images of these classes, by the names that reading tells ("9", "cat"). Every image is
+            read, and stays in the part that it is in with all classes: what one model was tested on, another with more
+            classes does not train on. Labels keep their codes. None: all.
         validation, test: the held-out parts, as a number of images or as a fraction of all; labels are as frequent in
             each part as in the whole.
         test_path: a test part of its own, as `path`; nothing is then cut from `path`.
-        flip: mirror half of the training images, left to right. Drawn anew each time an image is used, from torch's
-            generator of the process that loads it, which the recipe's seed (and the number of loading workers) fixes.
+        flip: mirror half of the training images, left to right. Drawn anew each time an image is used, by the recipe's
+            seed, the epoch and the place in it.
         in_memory: keep all images decoded, H * W * C bytes each. False: decode each whenever it is used, in the
             loading workers (training.dataloader_num_workers). What a frozen tokenizer makes of them is always kept.
         seed: of the split and of a palette; the recipe's own seed leaves both as they are, so that models of different
@@ -48,6 +51,7 @@ class ImageOptions(Strict):
     dataset: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    classes: Annotated[list[str | Count], Field(min_length=1)] | None = None
     validation: Count | Fraction = Field(default=0.1, gt=0)
     test: Count | Fraction | None = None
     test_path: str | None = None
@@ -63,6 +67,8 @@ class ImageOptions(Strict):
             raise ValueError(f"dataset is {self.dataset!r}; known datasets are {sorted(DATASETS)}")
         if self.test_path is not None and self.test:
             raise ValueError("give at most one of test and test_path")
+        if self.classes is not None and self.label is None:
+            raise ValueError("classes chooses by label, so label must name a label adapter")
         return self
 
     @property
@@ -157,11 +163,13 @@ class ImageData:
         o = self.options
         source = DATASETS[o.dataset]() if o.dataset is not None else read_images(o.path, o.image_column, o.label_column)
         images = self._image_set(source, str(o.dataset or o.path), o.flip)
-        test, validation, train = split(images.strata, [o.test_share, o.validation], o.seed)
+        rows = split(images.strata, [o.test_share, o.validation], o.seed)
+        test, validation, train = (images.chosen(part, o.classes) for part in rows)
         if not len(train) or not len(validation):
             raise ValueError(
                 f"{images.name} has {len(images)} images, of which {len(train)} are left to train on after "
-                f"{len(test)} of test and {len(validation)} of validation; training and validation need some"
+                f"{len(test)} of test and {len(validation)} of validation"
+                f"{'' if o.classes is None else f', all of the classes {o.classes}'}; training and validation need some"
             )
         if self.adapter.needs_fit:
             # In the source's order they would be of the first classes only.
@@ -172,7 +180,7 @@ class ImageData:
         if o.test_path is not None:
             others = read_images(o.test_path, o.image_column, o.label_column)
             tests = self._image_set(others, o.test_path, False, images.classes)
-            parts["test"] = (tests, torch.arange(len(tests)))
+            parts["test"] = (tests, tests.chosen(torch.arange(len(tests)), o.classes))
         return {name: ImageDataset(*part, flip=o.flip and name == "train") for name, part in parts.items()}
 
     def _image_set(self, source: ImageSource, name: str, flip: bool, classes: list[str] | None = None) -> ImageSet:

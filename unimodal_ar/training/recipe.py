@@ -21,7 +21,8 @@ from ..schema import Strict, parse
 from . import arguments
 from .body import PretrainedBody, with_language_model
 from .data import DATA, Evaluator
-from .peft import Layers, parse_peft
+from .ema import EMAOptions
+from .peft import Method, parse_peft
 from .schedule import check_schedule
 
 # What transformers saves of a configuration that says where it came from, not what is built from it.
@@ -49,9 +50,11 @@ class Recipe(Strict):
         init_from: folder of a trained model whose weights training starts from; None: random ones. Its modalities may
             go from next-block to block diffusion (see `convert.adapted`); else model and weights must fit.
         model, adapters, data: see their schemas.
-        peft: layers of LoRA, say, that are trained in a frozen backbone in place of its weights: `method` and its
+        peft: what is trained in a frozen backbone in place of its weights, layers of LoRA, say: `method` and its
             options, see `peft.METHODS`. The backbone is that of `init_from`, or pretrained. None: none.
         training: `transformers.TrainingArguments` by name.
+        ema: the average of the weights while they are trained, which is judged and published in their place: `decay`,
+            see `ema.EMA`. None: none.
         schedule: what changes while the model trains, see `schedule.Schedule`.
         early_stopping: stop after so many evaluations without a better validation loss; 0: never. With a schedule,
             evaluations count from its last change on.
@@ -66,6 +69,7 @@ class Recipe(Strict):
     adapters: dict[str, dict[str, Any]]
     data: dict[str, Any]
     training: dict[str, Any]
+    ema: EMAOptions | None = None
     schedule: dict[str, list[tuple[float, float]]] = {}
     early_stopping: NonNegativeInt = 0
     evaluation: dict[str, Any] | None = None
@@ -99,7 +103,7 @@ class Resolved:
         _check_model(problems, sections, adapters, data)
         if recipe and recipe.early_stopping and arguments.merged(recipe.training)["eval_strategy"] == "no":
             problems.append(f"early_stopping is {recipe.early_stopping} evaluations; training.eval_strategy is 'no'")
-        config = None if problems else _collect(problems, _config, recipe, adapters, data)
+        config = None if problems else _collect(problems, _config, recipe, adapters, data, peft)
         problems += check_schedule(recipe.schedule, config) if config else []
         if problems:
             raise ValueError("; ".join(problems))
@@ -109,7 +113,7 @@ class Resolved:
         self.evaluation: Strict | None = evaluation
         self.config: UnimodalARConfig = cast(UnimodalARConfig, config)
         self.body = _pretrained(self.recipe.model.backbone)
-        self.peft: Layers | None = peft
+        self.peft: Method | None = peft
 
     @property
     def document(self) -> dict[str, Any]:
@@ -205,10 +209,10 @@ def _modality(name: str, written: dict[str, Any], adapters: dict[str, Adapter], 
     return {**from_adapter, **data.modality_defaults(name), **written}
 
 
-def _config(recipe: Recipe, adapters: dict[str, Adapter], data: Any) -> UnimodalARConfig:
+def _config(recipe: Recipe, adapters: dict[str, Adapter], data: Any, peft: Method | None) -> UnimodalARConfig:
     written = recipe.model.modalities
     modalities = {name: _modality(name, options, adapters, data) for name, options in written.items()}
-    backbone = _backbone(recipe.model.backbone) | ({"freeze_backbone": True} if recipe.peft else {})
+    backbone = _backbone(recipe.model.backbone) | ({} if peft is None else peft.of_model)
     config = UnimodalARConfig(**backbone, modalities=modalities)
     data.check_model(config)
     return config

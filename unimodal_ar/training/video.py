@@ -30,10 +30,10 @@ class VideoOptions(ClipOptions):
         path, dataset: where they come from, exactly one of both. dataset: {kind: a name in `video_datasets.DATASETS`,
             and its options}.
         overlap: frames that neighbouring windows of a clip share.
-        random_starts: in training a window begins at a random frame of its clip, drawn anew each time it is used, from
-            torch's generator of the process that loads it, which the recipe's seed (and the number of loading workers)
-            fixes. Each clip counts as many examples as it has fixed windows; validation and test windows are fixed.
-            None: true, but where a tokenizer joins frames, whose values are kept of fixed windows.
+        random_starts: in training a window begins at a random frame of its clip, drawn anew each time it is used, by
+            the recipe's seed, the epoch and the place in it. Each clip counts as many examples as it has fixed windows;
+            validation and test windows are fixed. None: true, but where a tokenizer joins frames, whose values are kept
+            of fixed windows.
         anchor: so many first frames of every window are the first of its clip, and the others begin at or after them:
             what a model sees that draws long videos window by window with a sink (the anchored first frame of ART-V,
             arXiv 2311.18834). Whole steps of the adapter, fewer than a window.

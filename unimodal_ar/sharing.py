@@ -1,0 +1,199 @@
+"""Models on the Hub: taken from there as folders, and what a repository is made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ._version import __version__
+from .intact import LAYERS, check_weights, leaves, read_json, weight_files
+from .places import HUB_ARGUMENTS, HUB_ID, PACKAGE, is_from_hub, model_folder, telling_of_hub
+
+STUB = "modeling_unimodal_ar.py"
+AUTO_MAP = {
+    "AutoConfig": "modeling_unimodal_ar.UnimodalARConfig",
+    "AutoModel": "modeling_unimodal_ar.UnimodalARForGeneration",
+}
+# Whoever has the package never runs this: what it registers with transformers goes before the code of a repository.
+STUB_TEXT = '''"""This model is of the package unimodal_ar, which holds its code; here is none, only the way there."""
+
+try:
+    from unimodal_ar import UnimodalARConfig, UnimodalARForGeneration
+except ImportError as error:
+    raise ImportError("this model needs the package unimodal_ar: pip install unimodal-ar") from error
+
+__all__ = ["UnimodalARConfig", "UnimodalARForGeneration"]
+'''
+Content = Path | bytes
+
+
+def local(name: Any, given: dict[str, Any]) -> Any:
+    """Of what `from_pretrained` is given, the folder, whose index of shards is in order.
+
+    Args:
+        name: a folder or an id on the Hub; anything else is returned as it is.
+        given: its other arguments; those that say how to get an id from the Hub are taken out.
+
+    Raises:
+        ValueError: as `model_folder`; or weights that are no safetensors are asked for.
+    """
+    if given.get("use_safetensors", True) is not True:
+        raise ValueError(
+            f"use_safetensors is {given['use_safetensors']!r}; it must be True, other weights are not read"
+        )
+    given["use_safetensors"] = True
+    if not isinstance(name, (str, os.PathLike)) or given.get("subfolder"):
+        return name
+    if not Path(name).is_dir():
+        hub = {key: given.pop(key) for key in HUB_ARGUMENTS if key in given}
+        return str(model_folder(name, **{key: value for key, value in hub.items() if value is not None}))
+    if not weight_files(Path(name)) and given.get("state_dict") is None:
+        check_weights(Path(name))  # which says so
+    return name
+
+
+def check_saving(given: Mapping[str, Any]) -> None:
+    """Raises ValueError where `save_pretrained` is asked to upload, too, which would pass over all checks."""
+    if given.get("push_to_hub"):
+        raise ValueError("push_to_hub is True; save_pretrained only saves, upload by the method push_to_hub(repo_id)")
+
+
+def check_body_of(folder: Any, source: str) -> None:
+    """Raises ValueError where a model from the Hub refers to a body in a folder of this machine."""
+    if isinstance(folder, (str, os.PathLike)) and is_from_hub(folder) and _is_here(source):
+        raise ValueError(
+            f"backbone_source.name_or_path in {str(folder)!r}, which is from the Hub, is {source!r}, a folder; pass as "
+            "backbone where the body is that this model was trained on"
+        )
+
+
+def check_portable(config: Any, where: str) -> None:
+    """Raises ValueError where others would not find the body that the model of `config` refers to."""
+    source = config.backbone_source
+    if source is not None and _is_here(source["name_or_path"]):
+        raise ValueError(
+            f"backbone_source.name_or_path of {where} is {source['name_or_path']!r}, a folder of this machine, where "
+            "nobody else finds the frozen body; push with include_backbone=True (with layers of PEFT: merge them "
+            "first), or correct it to the id on the Hub of the same weights"
+        )
+
+
+def _is_here(place: str) -> bool:
+    return not place.startswith(PACKAGE) and (leaves(place) or Path(place).is_dir())
+
+
+def contents(folder: Path, files: list[str], repo_id: str, revision: str | None) -> dict[str, Content]:
+    """What a repository holds of a model's `folder`, by path: `files`, of which two say where they are, and the stub
+    for those who lack this package."""
+    found: dict[str, Content] = {file: folder / file for file in files}
+    found["config.json"] = as_json(read_json(folder / "config.json") | {"auto_map": AUTO_MAP})
+    if "adapter_config.json" in found:  # by which PEFT's tools find the base
+        found["adapter_config.json"] = based_on(folder, repo_id, revision)
+    return found | {STUB: STUB_TEXT.encode()}
+
+
+def based_on(folder: Path, base: str, revision: str | None = None) -> bytes:
+    """The adapter_config.json of `folder`, for layers over the model in `base`."""
+    return as_json(read_json(folder / "adapter_config.json") | {"base_model_name_or_path": base, "revision": revision})
+
+
+def commit(
+    repo_id: str,
+    files: Mapping[str, Content],
+    replaces: Callable[[str], bool],
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Uploads `files`, all or none of them, to a repository on the Hub, which is made if it is missing.
+
+    Args:
+        repo_id: "owner/name".
+        files: by path in the repository.
+        replaces: whether a file that is there belongs to what is replaced, and goes if no new one takes its place.
+        private: of a new repository; None: as the owner's settings say.
+        revision: a branch, which is made if it is missing; None: "main".
+        message: of the commit.
+        token: None: the stored one.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        ValueError: the Hub refuses, or has the repository already, with another visibility.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    if not HUB_ID.fullmatch(repo_id):
+        raise ValueError(f"repo_id is {repo_id!r}; it must be 'owner/name'")
+    api = HfApi(token=token, library_name="unimodal_ar", library_version=__version__)
+    with telling_of_hub(repo_id, revision):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        found = api.repo_info(repo_id).private
+        if private is not None and found is not None and found is not private:
+            raise ValueError(
+                f"private is {private}, and {repo_id!r} is {'private' if found else 'public'} on the Hub; change that "
+                "in its settings, or leave private out"
+            )
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = api.list_repo_files(repo_id, revision=revision)
+        operations: list[Any] = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+        operations += [CommitOperationDelete(path) for path in there if path not in files and replaces(path)]
+        done = api.create_commit(repo_id, operations, commit_message=message or "Upload model", revision=revision)
+    return str(done.commit_url)
+
+
+class PushMixin:
+    """A model's own `push_to_hub`."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        include_backbone: bool = False,
+        **saving: Any,
+    ) -> str:
+        """Uploads configuration and weights, in one commit; adapters, recipe and card in the repository stay as they
+        are (`hub.push`, `Forecaster.push_to_hub` and `Generator.push_to_hub` bring them along).
+
+        Args:
+            repo_id, private, revision, commit_message, token: as `sharing.commit` takes them.
+            include_backbone: with the weights of a frozen body, so that the model stands alone.
+            saving: arguments of `save_pretrained`, such as `max_shard_size`.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            ValueError: the frozen body is in a folder of this machine and would not go along, or as `save_pretrained`
+                or `sharing.commit`.
+        """
+        model: Any = self
+        if not include_backbone:
+            check_portable(model.config, "this model")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            model.save_pretrained(folder, include_backbone=include_backbone, **saving)
+            files = contents(folder, sorted(file.name for file in folder.iterdir()), repo_id, revision)
+            where = {"private": private, "revision": revision, "message": commit_message, "token": token}
+            return commit(repo_id, files, _is_weights, **where)  # type: ignore[arg-type]
+
+
+def _is_weights(file: str) -> bool:
+    """Which would be read beside, or instead of, new weights of other names."""
+    return file in ("adapter_config.json", LAYERS) or (file.startswith("model") and ".safetensors" in file)
+
+
+def as_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

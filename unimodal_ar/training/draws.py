@@ -1,0 +1,125 @@
+"""The order of the training examples, and what is drawn when each is looked up.
+
+Both follow from (seed, epoch, place in the epoch) alone: not from what was drawn before, how many workers load, how far
+ahead, or which process has the example. A training that goes on in the middle of an epoch therefore draws what it
+would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+
+class Draw(NamedTuple):
+    """An example to be looked up.
+
+    Attributes:
+        example: its index.
+        seed: of whatever is drawn meanwhile.
+    """
+
+    example: int
+    seed: int
+
+
+class Draws(Sampler[Draw]):
+    """All examples of an epoch, for `Drawn`.
+
+    Args:
+        count: of the examples.
+        seed: of the order and of the draws.
+        shuffle: False: in their own order.
+
+    Attributes:
+        epoch: which one an iteration that begins is of. (accelerate hands epochs through samplers that it knows, and
+            not when several processes begin in the middle of one: whoever trains sets it.)
+    """
+
+    def __init__(self, count: int, seed: int, shuffle: bool = True) -> None:
+        self.count, self.seed, self.shuffle, self.epoch = count, seed, shuffle, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.count, generator=generator).tolist() if self.shuffle else range(self.count)
+        for place, index in enumerate(order):
+            yield Draw(index, derived(self.seed, self.epoch, place))
+
+
+class Drawn(Dataset):
+    """Examples whose draws, from the global generators of torch, numpy and Python, are those of their `Draw`; the
+    generators are left as they were."""
+
+    def __init__(self, examples: Any) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Any]:
+        """A batch at once, since to keep the generators takes longer than to seed them."""
+        with _kept():
+            return [self._looked_up(draw) for draw in draws]
+
+    def _looked_up(self, draw: Draw) -> Any:
+        # torch.manual_seed would seed the GPUs as well.
+        torch.default_generator.manual_seed(draw.seed)
+        np.random.seed(draw.seed % 2**32)  # noqa: NPY002  # data sets of users may draw from it
+        random.seed(draw.seed)
+        return self.examples[draw.example]
+
+
+def derived(*numbers: int) -> int:
+    """A seed in [0, 2^63) that follows from these numbers."""
+    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
+
+
+@dataclass(frozen=True)
+class SteadyWorker:
+    """For a DataLoader's `worker_init_fn`: what `init` does, and a worker that a SIGTERM for all processes of a
+    training does not end. It would take the training with it, which is to end by a checkpoint, and needs the batches of
+    its last step. A SIGTERM of the training itself ends the worker."""
+
+    init: Callable[[int], None] | None
+
+    def __call__(self, worker: int) -> None:
+        if self.init is not None:
+            self.init(worker)
+        if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
