@@ -17,7 +17,7 @@ from .. import ranks
 from .._version import __version__
 from ..modeling import UnimodalARForGeneration
 from ..saving import check_output, clear_partial, load_model, write_whole
-from ..training.checkpoints import find_checkpoint, holds_any, later_checkpoints
+from ..training.checkpoints import find_checkpoint, holding, later_checkpoints
 from ..training.data import Evaluator
 from ..training.documents import load_recipe, recipes_writing
 from ..training.ema import replaced
@@ -100,16 +100,24 @@ def _is_of(resolved: Resolved, output: Path) -> bool:
     """Whether the model in `output` is there and of this recipe."""
     if not (output / "config.json").is_file() or not (output / "recipe.yaml").is_file():
         return False
-    written = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
+    try:
+        written = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return False
     return bool(written == yaml.safe_load(yaml.safe_dump(resolved.document)))
 
 
 def _check_checkpoints(folder: Path, checkpoint: Path | None, resume: Any) -> None:
     """Raises ValueError where a training that begins, or goes on from `checkpoint`, would remove those of another."""
-    if checkpoint is None and resume != "auto" and holds_any(folder):
+    # A single one may be what a training that is to begin again was killed at.
+    if checkpoint is None and len(holding(folder)) > (resume == "auto"):
         raise ValueError(
-            f"{str(folder)!r} holds checkpoints of an earlier training; go on from the last one by "
-            "training.resume_from_checkpoint=true, or pass --overwrite"
+            f"{str(folder)!r} holds checkpoints of an earlier training"
+            + (
+                ", none of which can be gone on from; move them away, or pass --overwrite"
+                if resume
+                else "; go on from the last one by training.resume_from_checkpoint=true, or pass --overwrite"
+            )
         )
     if checkpoint is not None and (later := later_checkpoints(folder, checkpoint)):
         raise ValueError(

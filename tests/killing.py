@@ -30,7 +30,7 @@ import torch
 import yaml
 
 from unimodal_ar.recipes.train import train
-from unimodal_ar.training.interruption import Interruption
+from unimodal_ar.training.resumable import _Course
 
 
 def _kill() -> None:
@@ -153,16 +153,14 @@ def _both(document: dict[str, Any], stop: int | None = None) -> list[int]:
 
 
 def _stopped_after(steps: int) -> None:
-    agree, asked = Interruption.agree, 0
+    step_end = _Course.on_step_end
 
-    def counting(self: Interruption) -> bool:
-        nonlocal asked
-        asked += 1
-        if asked == steps:
+    def stopping(self: _Course, args: Any, state: Any, *more: Any, **named: Any) -> None:
+        if state.global_step == steps:
             os.kill(os.getpid(), signal.SIGTERM)
-        return agree(self)
+        step_end(self, args, state, *more, **named)
 
-    Interruption.agree = counting  # type: ignore[method-assign]
+    _Course.on_step_end = stopping  # type: ignore[method-assign]
 
 
 def ranks(document: dict[str, Any], step: int) -> None:

@@ -405,13 +405,18 @@ def test_a_body_with_a_state_takes_blocks_of_one(context: bool) -> None:
     torch.testing.assert_close(cached, full, atol=1e-5, rtol=1e-4)
 
 
-def test_padding_is_irrelevant_to_a_body_with_a_state() -> None:
-    model = build({"x": series()}, MAMBA, spread=0.1)
-    values = torch.randn(1, 4, 3)
-    alone = model([Segment("x", values, (4, 1, 1))]).element_losses["x"]
-    observed = torch.arange(7)[None] >= 3
-    wide = Segment("x", torch.cat([torch.full((1, 3, 3), torch.nan), values], 1), (7, 1, 1), observed=observed)
-    torch.testing.assert_close(model([wide]).element_losses["x"][:, 3:], alone, atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_padding_is_irrelevant_to_a_body_with_a_state(kind: str, context: bool) -> None:
+    """Behind something else, too, which the state must not forget over it."""
+    lfm2 = SMALL | HEADS | dict(model_type="lfm2", layer_types=["conv", "full_attention"], block_multiple_of=8)
+    model = build({"x": series(), "label": label()}, MAMBA if kind == "mamba" else lfm2, spread=0.1)
+    before, values = [labels(1, 1)] if context else [], torch.randn(1, 4, 3)
+    alone = model([*(each.replace(values=each.values[:1]) for each in before), Segment("x", values, (4, 1, 1))])
+    observed = torch.arange(7) >= torch.tensor([[3], [0]])
+    wide = torch.cat([torch.cat([torch.full((1, 3, 3), torch.nan), values], 1), torch.randn(1, 7, 3)])
+    found = model([*before, Segment("x", wide, (7, 1, 1), observed=observed)]).element_losses["x"]
+    torch.testing.assert_close(found[:1, 3:], alone.element_losses["x"], atol=1e-5, rtol=1e-4)
 
 
 def test_a_body_with_a_state_refuses_larger_blocks() -> None:
@@ -490,3 +495,12 @@ def test_rms_norm_keeps_the_dtype_of_its_input_under_autocast() -> None:
         assert norm(x).dtype == torch.bfloat16
     norm(x).sum().backward()
     assert norm.weight.grad is not None and norm.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["unimodal_ar_decoder", "llama"])
+def test_the_attention_kernel_of_a_backbone_is_heeded(kind: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    backbone = {"model_type": kind, **sizes, "attn_implementation": "eager"}
+    codes = {"element": {"kind": "discrete", "vocab_size": 4}, "grid": (4, 1, 1), "head": {"kind": "categorical"}}
+    model: Any = UnimodalARForGeneration(UnimodalARConfig(backbone=backbone, modalities={"codes": codes}))
+    assert model.backbone.model.config._attn_implementation == "eager"

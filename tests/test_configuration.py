@@ -51,7 +51,7 @@ def _modality(**changes: Any) -> str:
         (
             {"hiden_size": 3},
             "UnimodalARConfig has an unknown key 'hiden_size'; legal keys are "
-            "['backbone', 'backbone_source', 'freeze_backbone', 'modalities']",
+            "['backbone', 'backbone_dtype', 'backbone_source', 'freeze_backbone', 'modalities', 'soft_prompt']",
         ),
         (
             {"backbone": {**NATIVE, "hiden_size": 3}},

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.hf_api
 import numpy as np
 import pytest
 import torch
@@ -64,10 +67,10 @@ def test_a_model_is_pushed_in_one_commit_without_what_else_lies_there(hub: HubSe
     assert not (folder / STUB).exists() and "auto_map" not in (folder / "config.json").read_text()
 
 
-@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "30KB"}], ids=["one file", "shards"])
-def test_what_was_pushed_is_loaded_by_its_id(hub: HubServer, tmp_path: Path, shards: dict[str, Any]) -> None:
-    folder = _image_model(tmp_path / "model", **shards)
-    assert (len(list(folder.glob("*.safetensors"))) > 1) is bool(shards)
+def test_what_was_pushed_is_loaded_by_its_id(hub: HubServer, tmp_path: Path) -> None:
+    """In shards; the tests of revisions and of the command line have one file."""
+    folder = _image_model(tmp_path / "model", max_shard_size="30KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
     push(folder, "me/grey")
     shutil.rmtree(folder)
     expected = _codes(generator())
@@ -87,6 +90,9 @@ def test_whoever_wants_adapters_only_downloads_no_weights(hub: HubServer, tmp_pa
     push(_image_model(tmp_path / "model"), "me/grey")
     assert set(load_adapters("me/grey")) == {"label", "image"}
     assert not any("resolve" in asked and "safetensors" in asked for asked in hub.requests)
+    match = "^'me/grey' is no folder here, and (in|not in) the cache of the Hub(,| without its weights;)"
+    with pytest.raises(ValueError, match=match):  # huggingface_hub 1 tells no whole snapshot from one in part
+        pipelines.load("me/grey", local_files_only=True)
 
 
 CHILD = """
@@ -216,6 +222,34 @@ def test_a_cache_of_ones_own_and_a_forced_download(hub: HubServer, tmp_path: Pat
     for forced, count in ((False, 1), (True, 2)):
         model_folder("me/grey", cache_dir=tmp_path / "elsewhere", force_download=forced)
         assert hub.requests.count(weights) == count
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
+def test_a_hub_that_cannot_be_reached_is_waited_for_shortly(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    """And what is in the cache is loaded; `runs/digits` may be a folder that is misspelt."""
+    folder = _image_model(tmp_path / "model")
+    push(folder, "me/grey")
+    model_folder("me/grey")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if not silent:
+            server.close()
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+        begin = time.monotonic()
+        assert torch.equal(_codes(pipelines.load("me/grey")), _codes(generator()))
+        for name, revision in (("runs/digits", None), ("me/grey", "dev")):
+            with pytest.raises(
+                ValueError, match=rf"^'{name}' is no folder here, and not in the cache of the Hub.*, nor"
+            ):
+                UnimodalARForGeneration.from_pretrained(name, revision=revision)
+        assert time.monotonic() - begin < 20
+    if not silent:
+        with pytest.raises(ValueError, match=r"^the Hub could not be asked about 'me/grey' \(.*refused"):
+            push(folder, "me/grey")
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModel
 
 from tests import test_trained_part
 from tests.helpers import build, diffusion, perturb, series
@@ -527,6 +529,28 @@ def test_layers_in_a_quantised_body(rounding: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the backbone is quantised; layers of PEFT can only be merged into"):
         lora.merge(loaded)
     assert torch.equal(_losses(loaded), _losses(model))
+    with pytest.raises(ValueError, match="PEFT cannot put layers of HRAConfig into quantised weights"):
+        insert(UnimodalARForGeneration.from_backbone(source, X, freeze=True, **options), _options("hra", r=4))
+    with torch.no_grad():  # what is not packed can be trained, and would be lost
+        _body(loaded).norm.weight.mul_(2)
+    with pytest.raises(ValueError, match="the backbone's weights are no longer those of"):
+        loaded.save_pretrained(tmp_path / "again")
+
+
+def test_a_quantised_body_is_quantised_from_what_it_was(rounding: Any, tmp_path: Path) -> None:
+    """Whatever dtype is asked for: from another one it would have other weights, and be refused."""
+    source = _source(tmp_path / "body", "llama")
+    options: Any = {"quantization_config": rounding(step=0.25), "dtype": torch.bfloat16}
+    model = UnimodalARForGeneration.from_backbone(source, X, freeze=True, **options)
+    for part in (model.embeddings, model.heads):
+        part.float()
+    model.save_pretrained(tmp_path / "model")
+    kinds: tuple[Any, ...] = (AutoModel, UnimodalARForGeneration)
+    for kind, dtype in product(kinds, (None, "auto", torch.float32)):
+        loaded = kind.from_pretrained(tmp_path / "model", dtype=dtype)
+        assert _body(loaded).dtype == torch.bfloat16 and loaded.dtype == torch.float32
+        assert torch.equal(_losses(loaded), _losses(model))
+    assert _body(load_model(tmp_path / "model", "cpu")).dtype == torch.bfloat16
 
 
 def test_a_model_with_layers_is_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -646,6 +670,42 @@ def test_what_is_trained_around_a_body_of_low_precision_is_in_float32(dtype: str
     assert run is not None and np.isfinite(_forecast(run)).all()
     weights = load_file(run / "adapter_model.safetensors")
     assert {x.dtype for x in weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("method", [None, "prompt", "lora", "dora", "vera", "oft"])
+def test_every_part_is_loaded_in_the_dtype_that_it_was_trained_in(
+    method: str | None, dtype: str, tmp_path: Path
+) -> None:
+    source = _source(tmp_path / "body", "qwen3")
+    body = parse(PretrainedBody, {"pretrained": str(source), "dtype": dtype}, "backbone")
+    shape: dict[str, Any] = {"soft_prompt": 3} if method == "prompt" else {}
+    model = body.model(UnimodalARConfig(backbone=body.config(), modalities=X, freeze_backbone=True, **shape))
+    perturb(model.heads, 0.1)
+    if method is not None:
+        _adapted(model, method, **OPTIONS.get(method, {}))
+    assert model.dtype == torch.float32 and _body(model).dtype == getattr(torch, dtype)
+    expected = _losses(model)
+    model.save_pretrained(tmp_path / "model")
+    ways: list[dict[str, Any]] = [{}, {"dtype": "auto"}, {"backbone": AutoModel.from_pretrained(source)}]
+    if method in (None, "prompt"):
+        model.save_pretrained(tmp_path / "whole", include_backbone=True)
+        ways.append({"name": tmp_path / "whole"})
+    for way in ways:
+        loaded: Any = UnimodalARForGeneration.from_pretrained(**{"name": tmp_path / "model"} | way)
+        assert torch.equal(_losses(loaded), expected), way
+        assert {name: x.dtype for name, x in loaded.named_parameters()} == {
+            name: x.dtype for name, x in model.named_parameters()
+        }
+    kinds: tuple[Any, ...] = (AutoModel, UnimodalARForGeneration)
+    for kind, asked in product(kinds, (torch.float32, torch.bfloat16)):
+        loaded = kind.from_pretrained(tmp_path / "model", dtype=asked)
+        assert {x.dtype for x in loaded.parameters()} == {asked}
+        torch.testing.assert_close(_losses(loaded).float(), expected, rtol=0.1, atol=0.1)
+    loaded = UnimodalARForGeneration.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    loaded.save_pretrained(tmp_path / "again")  # of one dtype now
+    again = UnimodalARForGeneration.from_pretrained(tmp_path / "again")
+    assert torch.equal(_losses(again), _losses(loaded)) and again.config.backbone_dtype is None
 
 
 def test_a_body_of_low_precision_stays_as_it_is() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModel
 
 from tests.helpers import diffusion, label, labels, perturb, series
 from tests.test_frozen_backbone import STEPS, WIDTH, X, _batch, _body, _language_model
@@ -63,12 +65,20 @@ def test_the_body_reads_the_prompt_before_the_sequence(kind: str) -> None:
     assert (expected - _losses(_model(body, length=0))).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize(("block", "body"), [*product([1, 2], BODIES), (1, "mamba"), (1, "lfm2")])
 def test_generation_with_the_cache_agrees_with_one_pass(block: int, body: str, tmp_path: Path) -> None:
     """What is drawn at temperature 0 is the mean in one pass over the result, padding in front of it or not; and the
     batch changes nothing."""
-    model = _model(_source(tmp_path / "body", body), {"x": series(dim=4, grid=GRID, block=block)})
+    if body in BODIES:
+        source: Any = _source(tmp_path / "body", body)
+    else:
+        state = {"state_size": 4} if body == "mamba" else {"layer_types": ["conv", "full_attention"]}
+        shape: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": 2, "vocab_size": 11} | state
+        source = AutoModel.from_config(
+            CONFIG_MAPPING[body](**shape | {"num_attention_heads": 4, "num_key_value_heads": 2})
+        )
+        perturb(source, 0.1)
+    model = _model(source, {"x": series(dim=4, grid=GRID, block=block)})
     steps, known = torch.arange(STEPS), 2 // block
     observed = (steps < 2) & (steps >= torch.tensor([[0], [1], [0]]))  # the second begins with padding
     given = Segment("x", _batch()[0].values, GRID, observed=observed)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,15 @@ from accelerate.data_loader import BatchSamplerShard  # type: ignore[import-unty
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import BatchSampler, SequentialSampler
-from transformers import LlamaConfig, LlamaModel, MambaConfig, MambaModel, Qwen3MoeConfig, Qwen3MoeModel
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    MambaConfig,
+    MambaModel,
+    Qwen3MoeConfig,
+    Qwen3MoeModel,
+    TrainingArguments,
+)
 
 from tests.test_training import _TOYS, _document, _toy_backbone, _toy_codec
 from unimodal_ar.cli import main
@@ -139,12 +149,15 @@ def test_processes_and_accumulation(tmp_path: Path) -> None:
     alone, together = plan(document, step=False), plan(document, step=False, processes=2)
     assert together["data"]["batch"] == {"per_device": 2, "accumulation": 3, "processes": 2, "all": 12}
     assert together["flops"] == 2 * alone["flops"] and together["activations"] == alone["activations"]
+    assert together["estimate"] - alone["estimate"] == alone["parameters"]["all"]["gradients"]  # what DDP sends
     assert alone["data"]["steps_per_epoch"] == 3 and alone["data"]["steps"] == 9  # 13 examples, 7 batches
     assert together["data"]["steps_per_epoch"] == 2  # 4 batches of each
 
 
-@pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize(("batch", "accumulation", "epochs"), [(4, 1, 2), (3, 2, 1.5), (13, 4, 1), (2, 3, 0.4)])
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "epochs", "drop_last"),
+    [(3, 2, 1.5, True), (13, 4, 1, True), (2, 3, 0.4, False)],
+)
 def test_steps_are_those_of_the_training(
     batch: int, accumulation: int, epochs: float, drop_last: bool, tmp_path: Path
 ) -> None:
@@ -152,15 +165,14 @@ def test_steps_are_those_of_the_training(
     training = {"num_train_epochs": epochs, "dataloader_drop_last": drop_last, "eval_strategy": "no", "max_steps": -1}
     training |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     document["training"] |= training
-    steps = plan(document, step=False)["data"]["steps"]
-    assert steps == fit(Resolved(document), tmp_path / "checkpoints").state.max_steps
     arguments: Any = Resolved(document).training_arguments(tmp_path)
+    assert _steps(arguments, 13, 1)["steps"] == fit(Resolved(document), tmp_path / "checkpoints").state.max_steps
     batches = BatchSampler(SequentialSampler(range(13)), batch, drop_last)
     shard = BatchSamplerShard(batches, num_processes=2, process_index=0)
     assert _steps(arguments, 13, 2)["steps_per_epoch"] == max(math.ceil(len(shard) / accumulation), 1)
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "rmsprop"])
+@pytest.mark.parametrize("optim", ["sgd", "adafactor"])
 def test_the_state_of_optimisers_is_what_they_keep(optim: str, tmp_path: Path) -> None:
     document = _document(tmp_path)
     document["training"] |= {"optim": optim, "eval_strategy": "no"}
@@ -169,6 +181,14 @@ def test_the_state_of_optimisers_is_what_they_keep(optim: str, tmp_path: Path) -
     kept = sum(x.nbytes for state in states for x in state.values() if isinstance(x, torch.Tensor))
     assert plan(document, step=False)["parameters"]["all"]["optimiser"] == kept
     assert (kept == 0) == (optim == "sgd")
+
+
+def test_a_state_that_is_not_foreseen_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of optimisers of 8 bits, which take no step without values."""
+    known = plan(_document(tmp_path))
+    monkeypatch.setattr("unimodal_ar.training.plan._optimiser_bytes", lambda *_: None)
+    found = plan(_document(tmp_path))
+    assert found["estimate"] is None and found["step"]["bytes"] == known["step"]["bytes"]
 
 
 def test_an_optimiser_that_is_not_there(tmp_path: Path) -> None:
@@ -194,10 +214,11 @@ def _checked(document: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_native_model(checkpointing: bool, tmp_path: Path) -> None:
     document = _deep(tmp_path, 5, ema={"decay": 0.9})
-    document["training"] |= {"activation_checkpointing": checkpointing, "gradient_accumulation_steps": 3}
+    document["training"] |= {"gradient_checkpointing": checkpointing, "gradient_accumulation_steps": 3}
     found = _checked(document)
     parts, step = found["parameters"]["all"], found["step"]
     assert parts["ema"] == 4 * parts["trained"] == parts["weights"]
@@ -221,6 +242,15 @@ def test_a_frozen_body_and_layers_of_peft(peft: dict[str, Any] | None, tmp_path:
     maps = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48)  # q and o, k and v, MLP
     assert (parts[LAYERS]["all"] if peft else 0) == (3 * 2 * maps if peft else 0)
     assert (LAYERS in parts) == bool(peft)
+
+
+def test_layers_of_peft_alone(tmp_path: Path) -> None:
+    """What stands beside the body is frozen, too, in a model that was trained before."""
+    peft = {"method": "lora", "r": 2, "modules_to_save": []}
+    document = _pretrained(tmp_path, _llama(), peft=peft, init_from=str(tmp_path / "first"))
+    parts = plan(document, step=False)["parameters"]
+    assert {name for name, part in parts.items() if part["trained"]} == {LAYERS, "all"}
+    assert parts["heads.series"]["all"] > 0 and parts["heads.series"]["gradients"] == 0
 
 
 def test_a_body_in_bfloat16_with_a_soft_prompt(tmp_path: Path) -> None:
@@ -283,30 +313,35 @@ def test_a_label_before_the_digits() -> None:
 
 
 def test_without_a_step_nothing_large_is_built(tmp_path: Path) -> None:
-    """1.3 G parameters take 4.7 GiB, those of two layers 0.1."""
+    """0.3 G parameters take 1.1 GiB, those of two layers 0.1."""
     document = _document(tmp_path)
-    document["model"]["backbone"] |= {"hidden_size": 1024, "num_hidden_layers": 100, "num_attention_heads": 8}
+    document["model"]["backbone"] |= {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8}
     found: list[dict[str, Any]] = []
     taken = peak_memory(lambda: found.append(plan(document, step=False)), CPU)
-    assert found[0]["parameters"]["all"]["weights"] > 4.5 * 2**30 and taken < 0.25 * 2**30
-    assert found[0]["activations"]["bytes"] > 4 * 100 * 10 * (5 * 1024 * 4)
+    assert found[0]["parameters"]["all"]["weights"] > 2**30 and taken < 0.25 * 2**30
+    assert found[0]["activations"]["bytes"] > 4 * 24 * 10 * (5 * 1024 * 4)
 
 
 def test_what_does_not_fit_is_told_before_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"available": 1000}))
-    expected = r"a step without its activations takes .* of memory, .* are free; --no-step tells what can be told"
-    with pytest.raises(ValueError, match=expected):
-        plan(_document(tmp_path))
-    assert plan(_document(tmp_path), step=False)["step"] is None
+    known = plan(_document(tmp_path), step=False)
+    assert known["step"] is None and known["notes"] == []
+    fixed = sum(known["parameters"]["all"][key] for key in ("weights", "gradients", "optimiser"))
+    for free, what in ((1000, "a step without its activations"), (fixed, "a step of the model")):
+        memory = SimpleNamespace(available=free, total=known["estimate"] - 1)
+        monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
+        expected = rf"^{what} takes .* of memory, .* are free; --no-step tells what can be told without it$"
+        with pytest.raises(ValueError, match=expected):
+            plan(_document(tmp_path))
+    (note,) = plan(_document(tmp_path), step=False)["notes"]
+    assert re.fullmatch(r"a step would take some .* GiB, which is more than the .* GiB of cpu", note)
 
 
 # --- what generation keeps --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("native", [True, False])
-def test_the_cache_is_that_of_generation(native: bool, groups: int, tmp_path: Path) -> None:
-    document = _deep(tmp_path)
+def test_the_cache_is_that_of_generation(native: bool, tmp_path: Path) -> None:
+    document, groups = _deep(tmp_path), 2
     sizes = {"num_attention_heads": 4, "num_key_value_heads": groups, "hidden_size": 32, "num_hidden_layers": 3}
     kind = {"model_type": "unimodal_ar_decoder"} if native else {"model_type": "llama", "intermediate_size": 32}
     document["model"]["backbone"] = kind | sizes
@@ -370,6 +405,7 @@ def test_layers_of_other_sizes(tmp_path: Path) -> None:
     assert note == "activations are not known without a step: the layers of the backbone are not of one size"
 
 
+@pytest.mark.skipif(not hasattr(TrainingArguments, "activation_checkpointing"), reason="transformers knows it not yet")
 def test_not_every_layer_checkpointed(tmp_path: Path) -> None:
     document = _deep(tmp_path)
     every = {"every_n_layers": 2, "use_reentrant": False}
@@ -381,7 +417,13 @@ def test_not_every_layer_checkpointed(tmp_path: Path) -> None:
     assert kept > 1.5 * plan(document)["activations"]["bytes"]
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+def _kinds_of_recipes() -> list[str]:
+    """A shipped recipe of each folder and kind of data."""
+    names = reversed(shipped_recipes())
+    return sorted({(name.split("/")[0], load_recipe(name)["data"]["kind"]): name for name in names}.values())
+
+
+@pytest.mark.parametrize("name", _kinds_of_recipes())
 def test_shipped_recipes_can_be_planned(name: str, tmp_path: Path) -> None:
     """At toy size, with toys for data."""
     document = load_recipe(name)
@@ -406,11 +448,12 @@ def _write(document: dict[str, Any], folder: Path) -> str:
     return str(path)
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recipe, file = _write(_document(tmp_path, ema={"decay": 0.9}), tmp_path), tmp_path / "plan.json"
     changes = ["--set", "training.gradient_accumulation_steps=2", "--processes", "2", "--json", str(file)]
     assert main(["plan", recipe, *changes, "--device", "cpu"]) == 0
-    out = capsys.readouterr().out
+    out, noise = capfd.readouterr()
+    assert noise == ""
     found = json.loads(file.read_text())
     lines = {line.split("  ")[0]: " ".join(line.split()) for line in out.splitlines()}
     whole = found["parameters"]["all"]["all"]

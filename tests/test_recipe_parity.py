@@ -13,7 +13,7 @@ import torch
 
 from tests.test_training import _TOYS, _toy_backbone, _toy_codec
 from unimodal_ar.adapters import load_adapters
-from unimodal_ar.pretrained import own_source
+from unimodal_ar.body_source import own_source
 from unimodal_ar.training.documents import load_recipe, shipped_recipes
 from unimodal_ar.training.peft import insert
 from unimodal_ar.training.recipe import Resolved

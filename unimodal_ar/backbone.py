@@ -248,13 +248,20 @@ class HostedBackbone(Backbone):
             embeds = embeds + self.coordinates(inputs.coords).to(embeds.dtype)
         if inputs.conditioning is not None and self.level is not None:
             embeds = embeds + self.level(F.silu(inputs.conditioning)).to(embeds.dtype)
+        order, positions = self._order(inputs), inputs.position_ids
+        if order is not None:
+            embeds = embeds.take_along_dim(order[..., None], 1)
+            positions = positions.expand(order.shape).take_along_dim(order, 1)
         arguments: dict[str, Any] = {"inputs_embeds": self._entering(embeds), "attention_mask": self._mask(inputs)}
         if "position_ids" in self._arguments:
-            arguments["position_ids"] = inputs.position_ids
+            arguments["position_ids"] = positions
         cache_name = "past_key_values" if "past_key_values" in self._arguments else "cache_params"
         # A cache passed with use_cache=False would be written all the same, so there is none unless it is wanted.
         arguments |= {cache_name: past_key_values, "use_cache": past_key_values is not None}
-        return self._leaving(self.model(**arguments).last_hidden_state, given)
+        hidden = self.model(**arguments).last_hidden_state
+        if order is not None:
+            hidden = hidden.take_along_dim(order.argsort(1)[..., None], 1)
+        return self._leaving(hidden, given)
 
     @property
     def longest(self) -> int | None:
@@ -312,7 +319,15 @@ class HostedBackbone(Backbone):
             return None
         # Where some layers attend, to what is cached too, the body itself cuts out what the others need.
         attends = "past_key_values" in self._arguments
-        return (pattern.valid if attends else pattern.valid[:, -pattern.queries :]).long()
+        return (pattern.valid if attends else pattern.valid[:, -pattern.queries :]).long().sort(1).values
+
+    def _order(self, inputs: Inputs) -> Tensor | None:
+        """[B, n], how a body that keeps a state reads new positions; None: as they come. Padding comes first, before
+        what stands in front of it, too: only a state that is still empty does not change by it."""
+        pattern = inputs.pattern
+        if self.takes_masks or pattern.valid is None:
+            return None
+        return pattern.valid[:, -pattern.queries :].long().argsort(dim=1, stable=True)
 
 
 def build_backbone(config: UnimodalARConfig, detached: bool = False) -> NativeBackbone | HostedBackbone:

@@ -209,7 +209,8 @@ class UnimodalARConfig(StrictConfig):
         backbone_source: where the frozen body's weights are, so that checkpoints need not hold them: a mapping that
             `from_backbone` makes (see `pretrained.Source`). None: nowhere else.
         backbone_dtype: that of the frozen body's weights where it was another than the rest's when the model was saved
-            (of what is trained in float32 around a body in bfloat16, say), for `from_pretrained`. None: the same.
+            (of what is trained in float32 around a body in bfloat16, say), or what was quantised from, for
+            `from_pretrained`. None: the same.
         soft_prompt: learned vectors in front of every sequence, so many positions (prompt tuning, arXiv 2104.08691).
 
     Raises:
@@ -233,6 +234,9 @@ class UnimodalARConfig(StrictConfig):
             kwargs["backbone"] = saved | change  # a part of it, as transformers does for nested configurations
         elif isinstance(saved, dict):
             config_dict = config_dict | {"backbone": _build_backbone_config(saved)}
+        quantized = (config_dict.get("backbone_source") or {}).get("quantization_config") is not None
+        if (kwargs.get("dtype") or kwargs.get("torch_dtype")) and not quantized:  # it is asked for of the whole model
+            config_dict = config_dict | {"backbone_dtype": None}
         return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -253,7 +257,10 @@ class UnimodalARConfig(StrictConfig):
             self._check_places(name, option)
         self._check_prompt()
         self._settle_conditioning([name for name, option in options.items() if option.conditioning])
-        super().__post_init__(**kwargs)
+        kernel = self.backbone._attn_implementation
+        super().__post_init__(**kwargs)  # which hands its own, or none, down to the backbone
+        if self._attn_implementation is None and kernel is not None:
+            self._attn_implementation = kernel
 
     def _check_places(self, name: str, option: ModalityOptions) -> None:
         """Raises ValueError where nothing tells positions of a block apart before their values are known."""

@@ -23,14 +23,14 @@ from .fitting import check_adapter
 from .generation import UnimodalARGenerationConfig
 from .intact import LAYERS, check_weights, named_places, read_json
 from .modeling import UnimodalARForGeneration
-from .places import CARD, PACKAGE, is_models, model_folder, part_names
+from .places import CARD, DESCRIBING, PACKAGE, is_models, model_folder, part_names
 from .saving import check_output, write_whole
 from .sharing import as_json, based_on, check_portable, commit, contents
 
 __all__ = ["Shareable", "model_folder", "pull", "push"]
 
 # Of the folder that something was loaded from, what belongs to it and is not the object's own to write.
-_DESCRIBING = ("recipe.yaml", "evaluation.json", "samples.png", "samples.wav", CARD)
+_DESCRIBING = (*DESCRIBING, CARD)
 
 
 def push(
@@ -200,7 +200,10 @@ def _checked(folder: Path) -> list[str]:
         alone = Path(scratch)
         for file in files:
             (alone / file).parent.mkdir(exist_ok=True)
-            (alone / file).symlink_to((folder / file).absolute())
+            try:
+                (alone / file).symlink_to((folder / file).absolute())
+            except OSError:  # Windows, where not everybody may make links
+                shutil.copyfile(folder / file, alone / file)
         try:
             _check(alone)
         except ValueError as error:

@@ -23,7 +23,7 @@ def leaves(path: str) -> bool:
     """Whether a relative path could lead out of the folder that it is relative to, on any system, or is none."""
     parts = (*PurePosixPath(path).parts, *PureWindowsPath(path).parts)
     rooted = PurePosixPath(path).is_absolute() or PureWindowsPath(path).anchor
-    return bool(rooted) or ".." in parts or path.startswith("~") or "\0" in path
+    return not parts or bool(rooted) or ".." in parts or path.startswith("~") or "\0" in path
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -75,9 +75,7 @@ def check_weights(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     files = weight_files(folder)
     if not files:
-        others = sorted(
-            file.name for file in folder.glob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-        )
+        others = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES)
         told = f" ({', '.join(others)} may run code when it is read, so it is not)" if others else ""
         raise ValueError(f"{str(folder)!r} holds no {WEIGHTS}, and weights in other formats are not read{told}")
     return {name: shape for file in files for name, shape in header(file)}

@@ -31,6 +31,7 @@ PREFIX = "base_model.model."  # of PEFT's wrapper, before every name of a weight
 BODY = "backbone.model."
 SHARED = "base_model.vera_"  # VeRA's projections, which all layers share, in PEFT's files
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+QUANTIZED = ["IA3", "LORA", "OFT", "VERA"]  # types of layers that know packed weights
 HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 """Arguments of `from_pretrained` that say where on the Hub, or in a folder, files are."""
 
@@ -72,6 +73,11 @@ def insert(model: Any, config: Any) -> None:
         raise ValueError("freeze_backbone is False; layers of PEFT go into a frozen body, so it must be True")
     if model.peft_layers is not None:
         raise ValueError("the model has layers of PEFT already; merge them (`unimodal-ar merge`) before others come")
+    if is_quantized(model.backbone.model) and config.peft_type not in QUANTIZED:
+        raise ValueError(
+            f"PEFT cannot put layers of {type(config).__name__} into quantised weights, which are packed; it can with "
+            f"{QUANTIZED}"
+        )
     trained = {name: x.requires_grad for name, x in model.named_parameters() if not name.startswith(BODY)}
     config = copy.deepcopy(config)  # which PEFT completes
     packed = {name for name in ("is_loaded_in_4bit", "is_loaded_in_8bit") if getattr(model.backbone.model, name, False)}
@@ -83,7 +89,7 @@ def insert(model: Any, config: Any) -> None:
             VeraModel(model, config, NAME)
         else:
             inject_adapter_in_model(config, model, NAME)
-    except (TypeError, ValueError) as error:  # of kinds and sizes of maps
+    except (AttributeError, TypeError, ValueError) as error:  # of kinds (DoRA in 8 bits) and sizes of maps
         reason = " ".join(str(error).split())
         raise ValueError(f"PEFT cannot put layers of {type(config).__name__} into this backbone: {reason}") from None
     for name in packed:

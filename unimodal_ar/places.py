@@ -1,6 +1,6 @@
 """Where models are: folders, ids on the Hub, and folders of installed Python packages.
 
-Whoever reads a model calls `model_folder` first, and from then on reads a folder.
+Whoever reads a model calls `model_folder` first, and from then on reads a folder (whose files `intact` checks).
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from .intact import INDEX, LAYERS, WEIGHTS, check_weights, leaves, named_places, read_json
+from .intact import INDEX, LAYERS, WEIGHTS, check_weights, leaves, named_places, read_json, weight_files
 
 PACKAGE = "package:"
 PROCESSOR, CARD = "processor_config.json", "README.md"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-# All of a repository that is read. No pickle and no code is ever fetched.
-TEXTS = (
-    *("config.json", "generation_config.json", PROCESSOR, "adapter_config.json", "recipe.yaml", "evaluation.json"),
-    *(CARD, "samples.png", "samples.wav"),
-)
+# All of a repository that is read, besides the card. No pickle and no code is ever fetched.
+DESCRIBING = ("recipe.yaml", "evaluation.json", "samples.png", "samples.wav")
+TEXTS = ("config.json", "generation_config.json", PROCESSOR, "adapter_config.json", *DESCRIBING)
+_NO_FOLDER = "is no folder here, and"
 _DIGITS = "[0-9]" * 5
 WEIGHT_FILES = (WEIGHTS, INDEX, f"model-{_DIGITS}-of-{_DIGITS}.safetensors", LAYERS)
 PART_FILES = ("*.json", "*.safetensors")  # in the folders of what adapters carry
@@ -86,25 +85,73 @@ def model_folder(
         return Path(place)
     if Path(place).exists() or not HUB_ID.fullmatch(place):
         raise ValueError(f"{place!r} is no folder; it must be one, or an id on the Hub, 'owner/name'")
+    with telling_of_hub(place, revision, _NO_FOLDER):
+        silent = None if local_files_only else _silence(place, revision, token)
+    cached = local_files_only or silent is not None
     reading: dict[str, Any] = {
-        **{"cache_dir": cache_dir, "token": token},
-        **{"local_files_only": local_files_only, "force_download": force_download},
+        **{"cache_dir": cache_dir, "token": token, "local_files_only": cached, "force_download": force_download},
     }
-    folder = _snapshot(place, revision, [*TEXTS, *(WEIGHT_FILES if weights else ())], reading)
+    folder = _snapshot(place, revision, [*TEXTS, CARD, *(WEIGHT_FILES if weights else ())], reading, silent)
     parts = part_names(folder)
     if parts:  # of the same commit, whatever a branch has become since
-        _snapshot(place, folder.name, [f"{part}/{pattern}" for part in parts for pattern in PART_FILES], reading)
-    if not (folder / "config.json").is_file():
+        patterns = [f"{part}/{pattern}" for part in parts for pattern in PART_FILES]
+        _snapshot(place, folder.name, patterns, reading, silent)
+    whole = (folder / "config.json").is_file()
+    if cached and not (whole and (not weights or weight_files(folder))):
+        raise ValueError(
+            f"{place!r} {_NO_FOLDER} in the cache of the Hub without {'its weights' if whole else 'config.json'}; load "
+            "it once from the Hub"
+        )
+    if not whole:
         raise ValueError(f"{place!r} on the Hub holds no config.json; it must be a model of this package")
     if weights:
         check_weights(folder)
     return folder
 
 
+def local(name: Any, given: dict[str, Any]) -> Any:
+    """Of what `from_pretrained` is given, the folder, whose index of shards is in order.
+
+    Args:
+        name: a folder or an id on the Hub; anything else is returned as it is.
+        given: its other arguments; those that say how to get an id from the Hub are taken out.
+
+    Raises:
+        ValueError: as `model_folder`; or weights that are no safetensors are asked for.
+    """
+    if given.get("use_safetensors", True) is not True:
+        raise ValueError(
+            f"use_safetensors is {given['use_safetensors']!r}; it must be True, other weights are not read"
+        )
+    given["use_safetensors"] = True
+    if not isinstance(name, (str, os.PathLike)) or given.get("subfolder"):
+        return name
+    if not Path(name).is_dir():
+        hub = {key: given.pop(key) for key in HUB_ARGUMENTS if key in given}
+        return str(model_folder(name, **{key: value for key, value in hub.items() if value is not None}))
+    if not weight_files(Path(name)) and given.get("state_dict") is None:
+        check_weights(Path(name))  # which says so
+    return name
+
+
 def is_from_hub(folder: str | os.PathLike[str]) -> bool:
     """Whether `folder` is a snapshot in the cache of huggingface_hub: what it says was written by somebody else."""
     path = Path(os.path.abspath(folder))
     return path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--")
+
+
+def check_body_of(folder: Any, source: str) -> None:
+    """Raises ValueError where a model from the Hub refers to a body in a folder of this machine."""
+    if isinstance(folder, (str, os.PathLike)) and is_from_hub(folder) and is_here(source):
+        raise ValueError(
+            f"backbone_source.name_or_path in {str(folder)!r}, which is from the Hub, is {source!r}, a folder; pass as "
+            "backbone where the body is that this model was trained on"
+        )
+
+
+def is_here(place: str) -> bool:
+    """Whether `place` is a folder of this machine: neither a package nor an id on the Hub."""
+    return not place.startswith(PACKAGE) and (leaves(place) or Path(place).is_dir())
 
 
 def commit_of(name: str, reading: Mapping[str, Any]) -> str | None:
@@ -150,41 +197,69 @@ def is_models(file: str, parts: list[str]) -> bool:
     """Whether `file`, a path in a repository, belongs to a model whose adapters carry `parts`."""
     folder, slash, name = file.partition("/")
     if not slash:
-        return any(fnmatchcase(file, pattern) for pattern in (*TEXTS, *WEIGHT_FILES))
+        return any(fnmatchcase(file, pattern) for pattern in (*TEXTS, CARD, *WEIGHT_FILES))
     return folder in parts and "/" not in name and any(fnmatchcase(name, pattern) for pattern in PART_FILES)
 
 
-def _snapshot(name: str, revision: str | None, patterns: list[str], reading: dict[str, Any]) -> Path:
-    from huggingface_hub import constants, snapshot_download
+def _silence(name: str, revision: str | None, token: str | bool | None) -> Exception | None:
+    """Why the Hub cannot be asked; None: it answers. `snapshot_download` would wait for it without end."""
+    from huggingface_hub import HfApi, constants, errors
 
-    cache = Path(reading["cache_dir"] or constants.HF_HUB_CACHE).expanduser()
-    blobs = cache / f"models--{name.replace('/', '--')}" / "blobs"
-    before = {file.name for file in blobs.iterdir()} if blobs.is_dir() and not reading["force_download"] else set()
-    with telling_of_hub(name, revision, "is no folder here, and"):
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **reading))
+    try:
+        HfApi(token=token).repo_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except errors.HfHubHTTPError:  # an answer, too: what to make of it depends on what is in the cache
+        return None
+    except Exception as error:
+        if not _of_connection(error):
+            raise
+        return error
+    return None
+
+
+def _of_connection(error: Exception) -> bool:
+    """Whether it is of the network: httpx (with other versions of huggingface_hub, httpx2) has its own, no OSError."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2")
+
+
+def _snapshot(
+    name: str, revision: str | None, patterns: list[str], reading: dict[str, Any], silent: Exception | None
+) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    with telling_of_hub(name, revision, _NO_FOLDER):
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **reading))
+        except errors.LocalEntryNotFoundError as error:
+            raise (error if silent is None else errors.LocalEntryNotFoundError(_line(silent))) from silent
     for file in folder.rglob("*"):
-        if file.is_symlink() and file.resolve().name not in before:
-            _check_blob(file)
+        path = file.relative_to(folder).as_posix()
+        if file.is_symlink() and any(fnmatchcase(path, pattern) for pattern in patterns):
+            _check_blob(file, anew=reading["force_download"])
     return folder
 
 
-def _check_blob(file: Path) -> None:
+def _check_blob(file: Path, anew: bool) -> None:
     """Raises ValueError, and takes the file out of the cache, where what was downloaded is not what was uploaded: large
-    files are called there by the SHA-256 of what they should hold."""
+    files are called there by the SHA-256 of what they should hold. That it was right is noted beside, so that it is
+    computed once, also where a download was interrupted."""
     blob = file.resolve()
-    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+    noted = blob.parent.parent / ".unimodal_ar_checked" / blob.name
+    if not re.fullmatch("[0-9a-f]{64}", blob.name) or (noted.exists() and not anew):
         return
     digest = hashlib.sha256()
     with blob.open("rb") as content:
         while piece := content.read(2**20):
             digest.update(piece)
     if digest.hexdigest() != blob.name:
-        file.unlink()
-        blob.unlink()
+        for damaged in (noted, file, blob):
+            damaged.unlink(missing_ok=True)  # another process may have been faster
         raise ValueError(
             f"{file.name} arrived damaged: its SHA-256 is {digest.hexdigest()[:12]}, and that of what was uploaded is "
             f"{blob.name[:12]}; download it again"
         )
+    with suppress(OSError):  # a cache that may only be read
+        noted.parent.mkdir(exist_ok=True)
+        noted.touch()
 
 
 @contextmanager
@@ -216,7 +291,9 @@ def telling_of_hub(name: str, revision: str | None = None, besides: str = "is") 
         status = error.response.status_code
         what = "the token is missing, wrong or may not do this" if status in (401, 403) else _line(error)
         reason = f"the Hub answered {status} about {name!r} ({what})"
-    except OSError as error:
+    except Exception as error:
+        if not _of_connection(error):
+            raise
         reason = f"the Hub could not be asked about {name!r} ({_line(error)})"
     else:
         return

@@ -6,46 +6,20 @@ import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.quantizers.auto import AutoQuantizationConfig
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from . import lora
+from .body_source import Source, body_of, copied, dtype_of, find_body, source_of, to_dtype, to_float16, unpacked
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
-from .fingerprint import FLOAT16, fingerprint, read_body
+from .fingerprint import fingerprint, read_body
 from .lora import BODY, is_quantized
-from .places import commit_of
-from .schema import Strict, parse
-from .sharing import PushMixin, check_body_of, check_saving, local
-
-# Of what `from_backbone` may pass on to transformers, what has to be passed again when a checkpoint is loaded.
-_KEPT = ("revision", "subfolder", "gguf_file", "quantization_config")
-
-
-class Source(Strict):
-    """Where a frozen body's weights are.
-
-    Args:
-        name_or_path: a folder (its absolute path), an id on the Hub, or a package (see `places.folder_of`).
-        revision: the commit on the Hub; None: a folder, or the newest.
-        subfolder: inside it.
-        gguf_file: the file in it, where it holds GGUF.
-        quantization_config: how the weights are quantised when they are loaded; None: they are not.
-        own: the place holds a model of this package, whose body it is; False: a model of transformers.
-        fingerprint: of the weights, see `fingerprint`.
-    """
-
-    name_or_path: str
-    revision: str | None = None
-    subfolder: str | None = None
-    gguf_file: str | None = None
-    quantization_config: dict[str, Any] | None = None
-    own: bool = False
-    fingerprint: str
+from .places import check_body_of, local
+from .schema import parse
+from .sharing import PushMixin, check_saving
 
 
 class PretrainedBodyMixin(PushMixin):
@@ -93,18 +67,18 @@ class PretrainedBodyMixin(PushMixin):
                 f"from_backbone got {sorted(kwargs)}, which say how to load a name or folder; backbone is a "
                 f"{type(backbone).__name__}, loaded already"
             )
-        body: Any = _body_of(backbone) if place is None else read_body(place, **kwargs)
+        body: Any = body_of(backbone) if place is None else read_body(place, **kwargs)
         if is_quantized(body) and not freeze:
             raise ValueError("freeze is False; quantised weights cannot be trained, so it must be True for this body")
         config = copy.deepcopy(body.config)
         source = None
         if place is not None and freeze:
-            source = _source(place, body, kwargs)
+            source = source_of(place, body, kwargs)
             if source["quantization_config"] is not None:  # else transformers would take the stored weights for packed
                 del config.quantization_config
         if place is not None:
             config._name_or_path = place  # of a package the name, not where it happens to be
-            _cast_to_float16(body, kwargs.get("dtype"))
+            to_float16(body, kwargs.get("dtype"))
         made = UnimodalARConfig(
             backbone=config,
             modalities=modalities,
@@ -116,7 +90,7 @@ class PretrainedBodyMixin(PushMixin):
         for parameter in model.parameters():  # not `.to`, here and below: tables in float32 stay
             parameter.data = parameter.data.to(body.dtype)
         native = isinstance(config, UnimodalARDecoderConfig)  # which a model completes by what it needs
-        model.attach_body(_copy(body, made.backbone) if native or place is None else body, source)
+        model.attach_body(copied(body, made.backbone) if native or place is None else body, source)
         return model
 
     @classmethod
@@ -151,17 +125,20 @@ class PretrainedBodyMixin(PushMixin):
             loaded = cls._beside_body(name, layers[1], *args, **kwargs)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
         source, dtype = model.config.backbone_source, model.dtype
-        if model.config.backbone_dtype is not None and {kwargs.get("dtype"), kwargs.get("torch_dtype")} <= {None, "auto"}:
+        asked = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        # Quantised from another dtype, a body would be another one.
+        quantized = source is not None and source.get("quantization_config") is not None
+        if model.config.backbone_dtype is not None and (quantized or asked in (None, "auto")):
             dtype = getattr(torch, model.config.backbone_dtype)
         if source is not None:
             if place is None:
                 check_body_of(name, source["name_or_path"])
-            body = _find(parse(Source, source, "backbone_source"), place, model.config.backbone, dtype)
+            body = find_body(parse(Source, source, "backbone_source"), place, model.config.backbone, dtype)
             model.attach_body(body if is_quantized(body) else body.to(model.device), source)
         elif place is not None:
             raise ValueError(f"backbone is given; the model in {str(name)!r} was saved with its own")
         elif dtype != model.dtype:
-            _cast(model.backbone.model, dtype)
+            to_dtype(model.backbone.model, dtype)
         model.backbone.freeze_unused()
         if layers is not None and peft:
             lora.insert(model, layers[0])
@@ -176,8 +153,9 @@ class PretrainedBodyMixin(PushMixin):
         read: Any = cls.config_class  # type: ignore[attr-defined]
         if not isinstance(kwargs.get("config"), PreTrainedConfig):
             place = kwargs.pop("config", None) or name
+            asked: dict[str, Any] = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
             config, kwargs = read.from_pretrained(place, return_unused_kwargs=True, **hub, **kwargs)
-            kwargs["config"] = config
+            kwargs |= {"config": config} | asked  # "auto" is no dtype that a configuration has
         state = lora.beside_body(weights)
         loaded = super().from_pretrained(None, None, *args, state_dict=state, **kwargs)  # type: ignore[misc]
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -206,8 +184,9 @@ class PretrainedBodyMixin(PushMixin):
         """
         model: Any = self
         check_saving(kwargs)
-        source, dtype = model.config.backbone_source, _dtype_of(model.backbone.model)
-        model.config.backbone_dtype = None if dtype in (None, model.dtype) else str(dtype).removeprefix("torch.")
+        source, dtype = model.config.backbone_source, dtype_of(model.backbone.model)
+        same = dtype in (None, model.dtype) and not is_quantized(model.backbone.model)
+        model.config.backbone_dtype = None if same else str(dtype).removeprefix("torch.")
         if source is not None and not include_backbone:
             _check_apart(source["name_or_path"], save_directory, home)
         if model.peft_layers is not None:
@@ -275,8 +254,10 @@ class PretrainedBodyMixin(PushMixin):
         """Puts the backbone's body in, which `source` says where to find again."""
         model: Any = self
         model.backbone.attach(body)
-        if source is not None and (is_quantized(body) or body.dtype == torch.float16):
-            model._attached = fingerprint(_unpacked(dict(body.named_parameters())) if is_quantized(body) else body.state_dict())
+        if source is not None and is_quantized(body):
+            model._attached = fingerprint(unpacked(dict(body.named_parameters())))
+        elif source is not None and body.dtype == torch.float16:
+            model._attached = fingerprint(body.state_dict())
         model.refer_to(source)
 
     def refer_to(self, source: dict[str, Any] | None) -> None:
@@ -291,9 +272,8 @@ class PretrainedBodyMixin(PushMixin):
         model: Any = self
         source = model.config.backbone_source
         quantized = is_quantized(model.backbone.model)
-        whole = dict(model.named_parameters()) if quantized else state or model.state_dict()
-        body = lora.body_state(model, whole)
-        found = fingerprint(_unpacked(body) if quantized else body)
+        body = lora.body_state(model, dict(model.named_parameters()) if quantized else state or model.state_dict())
+        found = fingerprint(unpacked(body) if quantized else body)
         if lora.is_merged(model) or found not in (source["fingerprint"], model._attached):
             raise ValueError(
                 f"the backbone's weights are no longer those of {source['name_or_path']!r} (they were trained, merged "
@@ -318,103 +298,3 @@ def _check_apart(body: str, *folders: Any) -> None:
                 f"save_directory is {str(folder)!r}, where the frozen body is that the model refers to; it must be "
                 "another folder, or include_backbone=True"
             )
-
-
-def _cast(body: Any, dtype: torch.dtype) -> None:
-    for parameter in body.parameters():  # not `.to`: rotary tables stay in float32, as after from_pretrained
-        parameter.data = parameter.data.to(dtype)
-
-
-def _cast_to_float16(body: Any, dtype: Any) -> None:
-    """What `read_body` leaves to do."""
-    if dtype in FLOAT16 and not is_quantized(body):
-        _cast(body, torch.float16)
-
-
-def _dtype_of(body: nn.Module) -> torch.dtype | None:
-    return next((x.dtype for x in body.parameters() if x.is_floating_point()), None)
-
-
-def _unpacked(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a quantised body's that could be trained. (Packed weights cannot, and are packed otherwise at times.)"""
-    return {name: x for name, x in parameters.items() if x.is_floating_point() and not hasattr(x, "quant_state")}
-
-
-def _copy(body: Any, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> Any:
-    """A body of its own for a model: of `config`, with the weights of `body`; dtype None: and with its dtype."""
-    if is_quantized(body):
-        return copy.deepcopy(body)
-    copied: Any = AutoModel.from_config(copy.deepcopy(config))
-    try:
-        copied.load_state_dict(body.state_dict())
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"backbone is a {type(body).__name__}, whose weights do not fit: {reason[:200]}") from None
-    for parameter in copied.parameters():
-        parameter.data = parameter.data.to(body.dtype if dtype is None else dtype)
-    return copied.to(body.device).eval()
-
-
-def _body_of(model: Any) -> Any:
-    """The body of a transformers model, or of one of this package."""
-    own = isinstance(model, PretrainedBodyMixin)
-    return cast(Any, model).backbone.model if own else model.base_model
-
-
-def own_source(folder: str | os.PathLike[str], body: nn.Module) -> dict[str, Any]:
-    """What `backbone_source` says of a `body` that is that of the model of this package in `folder`."""
-    place = str(Path(folder).absolute())
-    return Source(name_or_path=place, own=True, fingerprint=fingerprint(body.state_dict())).model_dump(mode="json")
-
-
-def _source(place: str, body: PreTrainedModel, kwargs: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: kwargs[key] for key in _KEPT if kwargs.get(key) is not None}
-    if "quantization_config" in kept and not isinstance(kept["quantization_config"], dict):
-        kept["quantization_config"] = kept["quantization_config"].to_dict()
-    commit = commit_of(place, kwargs)  # of the Hub: names and branches move on
-    kept |= {} if commit is None else {"revision": commit}
-    place = str(Path(place).absolute()) if Path(place).exists() else place
-    return Source(name_or_path=place, fingerprint=fingerprint(body.state_dict()), **kept).model_dump(mode="json")
-
-
-def _find(source: Source, place: Any, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
-    """The body of `source`, or of another place.
-
-    Raises:
-        ValueError: there is none, or one of other weights.
-    """
-    where = source.name_or_path if place is None else place
-    if isinstance(where, PreTrainedModel):
-        body, called = _copy(_body_of(where), config, dtype), f"a {type(where).__name__}"
-    else:
-        where = os.fspath(where)
-        body, called = _load(source, where, place is None, config, dtype), repr(where)
-    found = fingerprint(body.state_dict())
-    if found != source.fingerprint:
-        raise ValueError(
-            f"backbone is {called}, whose weights have the fingerprint {found[:12]}; this model was trained on "
-            f"{source.name_or_path!r} of the fingerprint {source.fingerprint[:12]} and works with no other body"
-        )
-    _cast_to_float16(body, dtype)
-    return body
-
-
-def _load(source: Source, where: str, original: bool, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
-    kwargs: dict[str, Any] = {key: value for key in _KEPT if (value := getattr(source, key)) is not None}
-    if not original:
-        kwargs.pop("revision", None)  # of the other place
-    if source.quantization_config is not None:
-        kwargs["quantization_config"] = AutoQuantizationConfig.from_dict(source.quantization_config)
-    try:
-        if source.own:  # read by a configuration of its own
-            return _copy(_body_of(read_body(where, dtype, **kwargs)), config)
-        return read_body(where, dtype, config=copy.deepcopy(config), **kwargs)
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # not there, of other shapes, cut off
-        reason = str(error).strip().partition("\n")[0].strip(" .")
-        if Path(where).is_absolute() and not Path(where).exists():  # which transformers takes for a name on the Hub
-            reason = "there is no such folder"
-        raise ValueError(
-            f"backbone is {where!r}, from which the frozen body cannot be loaded ({reason}); pass as backbone the "
-            "folder, id or object of the body that this model was trained on, or correct backbone_source.name_or_path "
-            "in its config.json"
-        ) from error

@@ -15,16 +15,10 @@ from safetensors import SafetensorError
 
 from .adapters.base import CONFIG_NAME, PARTS, part_folder
 from .modeling import UnimodalARForGeneration
-from .places import model_folder
+from .places import TEXTS, WEIGHT_FILES, model_folder
 
 # What training and conversion write, by pattern; beside them stand the folders of what adapters carry.
-MODEL_FILES = (
-    *("config.json", "generation_config.json", "model*.safetensors*", CONFIG_NAME),
-    *("adapter_config.json", "adapter_model.safetensors"),
-    *("recipe.yaml", "evaluation.json", "samples.png", "samples.wav"),
-)
-
-
+MODEL_FILES = (*TEXTS, *WEIGHT_FILES)
 _PARTIAL = ".partial-"  # begins the names of folders that are being filled
 
 

@@ -1,17 +1,16 @@
-"""Models on the Hub: taken from there as folders, and what a repository is made of."""
+"""What a repository on the Hub is made of, and how it gets there."""
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ._version import __version__
-from .intact import LAYERS, check_weights, leaves, read_json, weight_files
-from .places import HUB_ARGUMENTS, HUB_ID, PACKAGE, is_from_hub, model_folder, telling_of_hub
+from .intact import LAYERS, read_json
+from .places import HUB_ID, is_here, telling_of_hub
 
 STUB = "modeling_unimodal_ar.py"
 AUTO_MAP = {
@@ -31,59 +30,21 @@ __all__ = ["UnimodalARConfig", "UnimodalARForGeneration"]
 Content = Path | bytes
 
 
-def local(name: Any, given: dict[str, Any]) -> Any:
-    """Of what `from_pretrained` is given, the folder, whose index of shards is in order.
-
-    Args:
-        name: a folder or an id on the Hub; anything else is returned as it is.
-        given: its other arguments; those that say how to get an id from the Hub are taken out.
-
-    Raises:
-        ValueError: as `model_folder`; or weights that are no safetensors are asked for.
-    """
-    if given.get("use_safetensors", True) is not True:
-        raise ValueError(
-            f"use_safetensors is {given['use_safetensors']!r}; it must be True, other weights are not read"
-        )
-    given["use_safetensors"] = True
-    if not isinstance(name, (str, os.PathLike)) or given.get("subfolder"):
-        return name
-    if not Path(name).is_dir():
-        hub = {key: given.pop(key) for key in HUB_ARGUMENTS if key in given}
-        return str(model_folder(name, **{key: value for key, value in hub.items() if value is not None}))
-    if not weight_files(Path(name)) and given.get("state_dict") is None:
-        check_weights(Path(name))  # which says so
-    return name
-
-
 def check_saving(given: Mapping[str, Any]) -> None:
     """Raises ValueError where `save_pretrained` is asked to upload, too, which would pass over all checks."""
     if given.get("push_to_hub"):
         raise ValueError("push_to_hub is True; save_pretrained only saves, upload by the method push_to_hub(repo_id)")
 
 
-def check_body_of(folder: Any, source: str) -> None:
-    """Raises ValueError where a model from the Hub refers to a body in a folder of this machine."""
-    if isinstance(folder, (str, os.PathLike)) and is_from_hub(folder) and _is_here(source):
-        raise ValueError(
-            f"backbone_source.name_or_path in {str(folder)!r}, which is from the Hub, is {source!r}, a folder; pass as "
-            "backbone where the body is that this model was trained on"
-        )
-
-
 def check_portable(config: Any, where: str) -> None:
     """Raises ValueError where others would not find the body that the model of `config` refers to."""
     source = config.backbone_source
-    if source is not None and _is_here(source["name_or_path"]):
+    if source is not None and is_here(source["name_or_path"]):
         raise ValueError(
             f"backbone_source.name_or_path of {where} is {source['name_or_path']!r}, a folder of this machine, where "
             "nobody else finds the frozen body; push with include_backbone=True (with layers of PEFT: merge them "
             "first), or correct it to the id on the Hub of the same weights"
         )
-
-
-def _is_here(place: str) -> bool:
-    return not place.startswith(PACKAGE) and (leaves(place) or Path(place).is_dir())
 
 
 def contents(folder: Path, files: list[str], repo_id: str, revision: str | None) -> dict[str, Content]:

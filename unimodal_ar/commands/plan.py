@@ -81,7 +81,7 @@ def _work(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("examples", f"{data['training']:,} training, {data['validation']:,} validation {data['unit']}"))
     b = data["batch"]
     processes = f"{b['processes']} process{'es' * (b['processes'] > 1)}"
-    product = f"{b['per_device']} per process x {b['accumulation']} accumulation x {processes}"
+    product = f"{b['per_device']:,} per process x {b['accumulation']} accumulation x {processes}"
     rows.append(("batch", f"{b['all']:,} = {product}"))
     counts = [f"{data['steps_per_epoch']:,} per epoch"] if data["steps_per_epoch"] is not None else []
     counts += [f"at most {data['steps']:,} in all"] if data["steps"] is not None else []
@@ -97,7 +97,7 @@ def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("operations", f"{_flops(found['flops'])} per step, counted forward and backward{whole}"))
     if kept is not None:
         each = "" if kept["examples"] == 1 else f", {_size(kept['two'] - kept['one'])} each"
-        rows.append(("activations", f"{_size(kept['bytes'])} kept of a micro-batch of {kept['examples']}{each}"))
+        rows.append(("activations", f"{_size(kept['bytes'])} kept of a micro-batch of {kept['examples']:,}{each}"))
     if found["estimate"] is not None:
         ema = ", ema" if found["parameters"]["all"]["ema"] else ""
         twice = " twice, as they are sent" if data["batch"]["processes"] > 1 else ""

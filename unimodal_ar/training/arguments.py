@@ -78,6 +78,8 @@ def check(section: Mapping[str, Any]) -> list[str]:
             problems.append(f"training.{key} is set; it has no effect here, so leave it out")
         elif key == "enable_jit_checkpoint":
             problems.append(f"training.{key} is set; a SIGTERM always saves a checkpoint here, so leave it out")
+        elif key == "train_sampling_strategy" and value not in ("random", "sequential"):
+            problems.append(f"training.{key} is {value!r}; it must be random or sequential")
         elif key not in legal:
             problems.append(unknown_key(str(key), legal, "training"))
         elif wanted := _wanted(key, types[key], value):

@@ -8,11 +8,11 @@ from pydantic import model_validator
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
+from ..body_source import own_source
 from ..configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from ..fingerprint import fingerprint, read_body
 from ..modeling import UnimodalARForGeneration
 from ..places import folder_of
-from ..pretrained import own_source
 from ..schema import Strict
 
 
@@ -137,15 +137,10 @@ class PretrainedBody(Strict):
         model = UnimodalARForGeneration.from_backbone(
             self.pretrained, config.modalities, self.freeze, config.soft_prompt, **loading
         )
-        in_float32(model)
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # whose updates would be lost in 8 bits of mantissa
+                parameter.data = parameter.data.float()
         return model
-
-
-def in_float32(model: UnimodalARForGeneration) -> None:
-    """Casts what is trained, whose updates would be lost in 8 bits of mantissa."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
 
 
 def refer_to_start(

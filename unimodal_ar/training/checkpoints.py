@@ -7,6 +7,7 @@ cut off, is what a killed process left of writing or removing it, and nothing go
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,6 +19,9 @@ from typing import Any
 SEAL = "checkpoint.json"
 STATE = "trainer_state.json"
 
+# What mounted buckets and network drives say that have no such thing.
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
 # What recipes may differ in without a word: it has no influence on the weights.
 _FREE = (
     *("output_dir", "evaluation", "training.logging_", "training.save_", "training.report_to", "training.run_name"),
@@ -27,7 +31,7 @@ _FREE = (
 # What a user may have changed on purpose, or moved: it is told.
 _TOLD = (
     *("training.", "early_stopping", "schedule", "init_from", "data.path", "data.test_path"),
-    "model.backbone.pretrained",
+    *("model.backbone.pretrained", "model.backbone.attn_implementation"),
 )
 
 
@@ -60,7 +64,7 @@ def contents(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return written if whole else None
 
 
-def find_checkpoint(resume: bool | str | None, folder: Path) -> Path | None:
+def find_checkpoint(resume: bool | str | os.PathLike[str] | None, folder: Path) -> Path | None:
     """The checkpoint that `training.resume_from_checkpoint` names.
 
     Args:
@@ -71,12 +75,12 @@ def find_checkpoint(resume: bool | str | None, folder: Path) -> Path | None:
     """
     if not resume:
         return None
-    if isinstance(resume, str) and resume != "auto":
+    if not isinstance(resume, bool) and resume != "auto":
         if contents(resume) is None:
             raise ValueError(
-                f"training.resume_from_checkpoint is {resume!r}, which is no whole checkpoint (its {SEAL} is missing, "
-                "or names files that are); it must be a checkpoint's folder, true for the last one, or auto for the "
-                "last one or else the beginning"
+                f"training.resume_from_checkpoint is {str(resume)!r}, which is no whole checkpoint (its {SEAL} is "
+                "missing, as after save_only_model, or names files that are); it must be a checkpoint's folder, true "
+                "for the last one, or auto for the last one or else the beginning"
             )
         return Path(resume)
     last = last_checkpoint(folder)
@@ -91,9 +95,9 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found, key=_number, default=None)
 
 
-def holds_any(folder: Path) -> bool:
-    """Whether a training, perhaps one whose checkpoints cannot be gone on from, left some in `folder`."""
-    return any((path / STATE).is_file() for path in _all(folder))
+def holding(folder: Path) -> list[Path]:
+    """Those in `folder`, even if nothing can go on from them."""
+    return [path for path in _all(folder) if (path / STATE).is_file()]
 
 
 def later_checkpoints(folder: Path, checkpoint: Path) -> list[Path]:
@@ -134,7 +138,8 @@ def check_recipe(checkpoint: Path, recipe: dict[str, Any]) -> list[str]:
         more = f" and {len(grave) - 5} more" if len(grave) > 5 else ""
         raise ValueError(
             f"{str(checkpoint)!r} is of another recipe: {'; '.join(told[key] for key in grave[:5])}{more}; go on with "
-            "the recipe of then, or train into another output_dir"
+            "the recipe of then, train into another output_dir, or begin anew by resume_from_checkpoint=false and "
+            "--overwrite"
         )
     return list(told.values())
 
@@ -157,10 +162,14 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _to_disk(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # where folders cannot be opened
+    windows = os.name == "nt"  # where folders cannot be opened, and files only be synced by who may write
+    if path.is_dir() and windows:
         return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(handle)

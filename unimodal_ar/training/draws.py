@@ -12,10 +12,10 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -41,23 +41,32 @@ class Draws(Sampler[Draw]):
         count: of the examples.
         seed: of the order and of the draws.
         shuffle: False: in their own order.
+        order: a sampler that says which come, and when, instead; None: every one, once.
 
     Attributes:
         epoch: which one an iteration that begins is of. (accelerate hands epochs through samplers that it knows, and
             not when several processes begin in the middle of one: whoever trains sets it.)
     """
 
-    def __init__(self, count: int, seed: int, shuffle: bool = True) -> None:
-        self.count, self.seed, self.shuffle, self.epoch = count, seed, shuffle, 0
+    def __init__(self, count: int, seed: int, shuffle: bool = True, order: Sampler[int] | None = None) -> None:
+        self.count, self.seed, self.shuffle, self.order, self.epoch = count, seed, shuffle, order, 0
 
     def __len__(self) -> int:
-        return self.count
+        return self.count if self.order is None else len(cast(Sized, self.order))
 
     def __iter__(self) -> Iterator[Draw]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.count, generator=generator).tolist() if self.shuffle else range(self.count)
-        for place, index in enumerate(order):
+        for place, index in enumerate(self._order()):
             yield Draw(index, derived(self.seed, self.epoch, place))
+
+    def _order(self) -> Iterable[int]:
+        if self.order is not None:
+            if hasattr(self.order, "set_epoch"):
+                self.order.set_epoch(self.epoch)
+            with _kept():
+                _seed(derived(self.seed, self.epoch))
+                return list(self.order)
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return torch.randperm(self.count, generator=generator).tolist() if self.shuffle else range(self.count)
 
 
 class Drawn(Dataset):
@@ -79,10 +88,7 @@ class Drawn(Dataset):
             return [self._looked_up(draw) for draw in draws]
 
     def _looked_up(self, draw: Draw) -> Any:
-        # torch.manual_seed would seed the GPUs as well.
-        torch.default_generator.manual_seed(draw.seed)
-        np.random.seed(draw.seed % 2**32)  # noqa: NPY002  # data sets of users may draw from it
-        random.seed(draw.seed)
+        _seed(draw.seed)
         return self.examples[draw.example]
 
 
@@ -90,6 +96,12 @@ def derived(*numbers: int) -> int:
     """A seed in [0, 2^63) that follows from these numbers."""
     digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def _seed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # data sets of users may draw from it
+    random.seed(seed)
 
 
 @contextmanager

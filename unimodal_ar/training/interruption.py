@@ -17,6 +17,7 @@ STATUS = 128 + signal.SIGTERM  # as a shell tells of a process that a signal end
 class Interruption:
     """Lets a `UnimodalARTrainer` end by a checkpoint when the process is sent a SIGTERM: at the end of the optimiser
     step under way (and of the evaluation that belongs to it) it saves, says how to go on, and raises SystemExit(143).
+    After the last step, too, if that was saved.
 
         with Interruption() as trainer.interruption:
             trainer.train()
@@ -33,7 +34,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            before = signal.signal(signal.SIGTERM, self._note)
+            self._before = signal.SIG_DFL if before is None else before  # None: it is none of Python's
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -52,10 +54,11 @@ class Interruption:
         self.agreed = told
         return told
 
-    def end(self, folder: Any) -> NoReturn:
-        """To be called when the checkpoint `folder` is whole."""
+    def end(self, folder: Any, whole: bool = True) -> NoReturn:
+        """To be called when the checkpoint `folder` is on disk; not `whole`: nothing can go on from it."""
         if ranks.rank() == 0:
-            print(f"SIGTERM: saved {folder}; go on from it by --set training.resume_from_checkpoint=auto", flush=True)
+            how = "go on from it by --set training.resume_from_checkpoint=auto"
+            print(f"SIGTERM: saved {folder}; {how if whole else 'only the model, as save_only_model says'}", flush=True)
         raise SystemExit(STATUS)
 
     def _note(self, *given: Any) -> None:

@@ -138,7 +138,7 @@ class VeRA(Layers):
 
     Args:
         r: rank; much larger than LoRA's, for a vector is all that a map trains.
-        d: what the vectors d begin with. (b begins with 0.)
+        d: what all values of the vectors d begin with. (b begins with 0.)
         dropout: the probability that a value of x is left out, in training.
         key: seed of A and B.
     """
@@ -179,7 +179,7 @@ class LoKr(Layers):
     """W plus (alpha / r) times a Kronecker product, whose larger factor has rank r (arXiv 2309.14859).
 
     Args:
-        r: rank; where it is as large as that factor, the factor is whole.
+        r: rank; from half of that factor's longer side on, the factor is whole.
         alpha: scale, as a multiple of 1/r.
     """
 
@@ -194,7 +194,7 @@ class LoKr(Layers):
 
 
 class OFT(Layers):
-    """W times an orthogonal matrix of equal blocks on its diagonal (arXiv 2306.07280).
+    """W times an orthogonal matrix with blocks of one size on its diagonal (arXiv 2306.07280).
 
     Args:
         block_size: of the blocks; must divide the inputs of every map.

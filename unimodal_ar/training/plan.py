@@ -103,7 +103,8 @@ def plan(document: dict[str, Any], step: bool = True, device: str | None = None,
     there = _there(arguments.device)
     if estimate is not None and estimate > there:
         notes.append(
-            f"a step would take about {estimate / 2**30:.1f} GiB, and {arguments.device} has {there / 2**30:.1f} GiB"
+            f"a step would take some {estimate / 2**30:.3g} GiB, which is more than the {there / 2**30:.3g} GiB of "
+            f"{arguments.device}"
         )
     segments = training.collate([training[0]])["segments"]
     return {

@@ -112,6 +112,7 @@ class Resolved:
         self.adapters: dict[str, Adapter] = {name: adapters[name] for name in [*self.data.modalities, *adapters]}
         self.evaluation: Strict | None = evaluation
         self.config: UnimodalARConfig = cast(UnimodalARConfig, config)
+        self._kernel: str | None = self.config._attn_implementation  # as written: making a model settles it
         self.body = _pretrained(self.recipe.model.backbone)
         self.peft: Method | None = peft
 
@@ -123,6 +124,8 @@ class Resolved:
         body = {key: value for key, value in config["backbone"].items() if key not in _NOT_OF_THE_BODY}
         if body.get("dtype") is None:
             body.pop("dtype", None)
+        if self._kernel is not None:
+            body["attn_implementation"] = self._kernel
         body = body if self.body is None else self.body.model_dump(mode="json")
         evaluation = None if self.evaluation is None else self.evaluation.model_dump(mode="json")
         return self.recipe.model_dump(mode="json") | {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +39,8 @@ class ResumableTrainer(Trainer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._draws: Draws | None = None
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, torch.Tensor] = {}
         self._resumed = False
         self._epoch_over = False
         self._save_owed = False
@@ -59,21 +63,32 @@ class ResumableTrainer(Trainer):
                 f"training.resume_from_checkpoint leads the processes to {seen}; they must see the same folder "
                 f"{self.args.output_dir!r}"
             )
-        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        last = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
+        self._end_if_told(last if contents(last) is not None else None)
+        return output
 
     # Data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        strategy = getattr(self.args, "train_sampling_strategy", "random")
-        if not isinstance(train_dataset, Drawn) or strategy not in ("random", "sequential"):
+        strategy = self.args.train_sampling_strategy
+        if not hasattr(train_dataset, "__len__") or strategy not in ("random", "sequential"):
             return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._draws = Draws(len(train_dataset), seed, strategy == "random")
+        return Draws(len(train_dataset), self._data_seed, strategy == "random")
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _drawing(self, sampler_fn: Callable[[Any], Any], drawn: Drawn) -> Draws:
+        sampler = sampler_fn(drawn.examples)  # a user's own, where a class derived from this makes it
+        ours = isinstance(sampler, Draws)
+        self._draws = sampler if ours else Draws(len(drawn), self._data_seed, shuffle=False, order=sampler)
         return self._draws
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("is_training") and not isinstance(dataset, IterableDataset):
-            dataset = Drawn(dataset)
+            dataset, kwargs["sampler_fn"] = Drawn(dataset), partial(self._drawing, kwargs["sampler_fn"])
         loader: Any = super()._get_dataloader(dataset, *args, **kwargs)
         base = getattr(loader, "base_dataloader", loader)
         if base.num_workers:
@@ -162,13 +177,19 @@ class ResumableTrainer(Trainer):
     def _unlogged(self, folder: str) -> str:
         return os.path.join(folder, f"unlogged_{self.args.process_index}.pth")
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except _OwedError:  # loggers are not to be told of a checkpoint that is not there
+            self.control.should_save = False
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The base class's, whole before the one before is removed. After an epoch's last step it waits for the end of
         the epoch, at which there may be an evaluation and a line of the log: who goes on is behind them."""
         last_of_epoch = float(self.state.epoch or 0).is_integer() or self.control.should_training_stop
         self._save_owed = last_of_epoch and not self._epoch_over
         if self._save_owed:
-            return
+            raise _OwedError
         args, folder = self.args, Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         if args.should_save:
             shutil.rmtree(folder, ignore_errors=True)  # what was left of a save that was killed
@@ -185,8 +206,16 @@ class ResumableTrainer(Trainer):
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(folder.parent), limit, best, use_mtime=True)
         self.accelerator.wait_for_everyone()
-        if self.interruption is not None and self.interruption.agreed:
-            self.interruption.end(folder)
+        self._end_if_told(folder)
+
+    def _end_if_told(self, checkpoint: Path | None) -> None:
+        """After a SIGTERM ends the training; without a checkpoint to go on from, publishing is what saves it."""
+        if self.interruption is not None and self.interruption.agree() and checkpoint is not None:
+            self.interruption.end(checkpoint, whole=contents(checkpoint) is not None)
+
+
+class _OwedError(Exception):
+    """A checkpoint will be saved at the end of the epoch instead."""
 
 
 class _Course(TrainerCallback):

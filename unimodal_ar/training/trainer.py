@@ -73,8 +73,6 @@ class UnimodalARTrainer(ResumableTrainer):
         super().__init__(**{"data_collator": collate_segments, **kwargs})
         if self.args.remove_unused_columns:
             raise ValueError("remove_unused_columns is True; segments are not columns, so it must be False")
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, torch.Tensor] = {}
         self._evaluated: list[torch.Tensor] = []  # summed loss and number of elements of each batch
         self._micro_batches: list[guard.MicroBatch] = []  # of the optimiser step under way
         self.ema = ema
