@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import nn
 
+from ..places import repository_files
+
 # Library -> the only file that weights are read from: no pickle is ever opened.
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
 
@@ -127,14 +129,12 @@ def locate(source: str, folder: str | os.PathLike[str] | None, what: str = "toke
 
 def _download(source: str, what: str) -> Path:
     """The local copy of what is needed of 'owner/name/folder'."""
-    from huggingface_hub import snapshot_download
-
     owner, name, *inside = source.split("/")
     wanted = ["/".join([*inside, file]) for file in ("config.json", *WEIGHTS.values())]
     try:
-        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted), *inside)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{what} {source!r} is no folder, and not to be had from the Hub: {_line(error)}") from None
+        return Path(repository_files(f"{owner}/{name}", wanted), *inside)
+    except ValueError as error:
+        raise ValueError(f"{what} {source!r}: {error}") from None
 
 
 def class_name(path: Path, model_types: Mapping[str, str], what: str = "tokenizer") -> object:

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..fingerprint import fingerprint, read_body
-from ..places import folder_of
+from ..places import commit_of, folder_of
 from ..schema import Strict
 
 TOKENS = 4096
@@ -160,7 +160,7 @@ class TextStates:
         if self._read_config is None:
             place, options = self.language_model.place
             with _telling(self.language_model):
-                self._read_config = AutoConfig.from_pretrained(place, **options)
+                self._read_config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
         return self._read_config
 
     def _learn(self, **known: Any) -> None:
@@ -184,7 +184,8 @@ class TextStates:
         if place != there:
             return False
         with _telling(self.language_model):  # on the Hub, where names and branches move on
-            commit = getattr(AutoConfig.from_pretrained(place, **options), "_commit_hash", None)
+            AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
+        commit = commit_of(place, options)
         return commit is not None and source.get("revision") == commit
 
     def _body(self) -> Any:
@@ -217,7 +218,7 @@ class TextStates:
         if self._tokenizer is None:
             place, options = self.language_model.place
             with _telling(self.language_model):
-                self._tokenizer = AutoTokenizer.from_pretrained(place, **options)
+                self._tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
         tokens: list[list[int]] = self._tokenizer(list(texts))["input_ids"]
         for text, ids in zip(texts, tokens, strict=True):
             if not 1 <= len(ids) <= (longest or len(ids)):

@@ -18,6 +18,7 @@ over what the step takes. "per operation" compares a step with Llama's after its
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -53,6 +54,7 @@ SIZES: dict[str, dict[str, int]] = {
 PEAKS = {  # dense bfloat16 TFLOP/s by the vendor's data sheets
     "H200": 989.4,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.5,
     "H100": 989.4,
     "A100": 312.0,
     "L40S": 362.1,
@@ -174,7 +176,7 @@ def peak_flops(args: argparse.Namespace) -> tuple[float, str]:
     if args.device.type == "cuda":
         device = torch.cuda.get_device_name(args.device)
         for name, tflops in PEAKS.items():
-            if name in device and args.dtype == torch.bfloat16:
+            if re.search(rf"\b{name}\b", device) and args.dtype == torch.bfloat16:
                 return 1e12 * tflops, "data sheet"
     return measured_flops(args), "the best product of matrices measured here"
 

@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    join_others()
     overrides = list(arguments.overrides)
     if arguments.output:
         overrides.append(f"output_dir={json.dumps(arguments.output)}")
@@ -64,6 +63,7 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
             folder already holds a model, or files of the user's that a model would replace, or the model to start
             from is missing or does not fit.
     """
+    join_others()
     resolved = Resolved(document)
     output = Path(resolved.recipe.output_dir)
     _check_source(resolved, output)

@@ -10,7 +10,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import random
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,3 +57,19 @@ def shared_dir() -> Path:
         if folder.is_dir():
             return folder
     pytest.skip("no folder `shared` in or beside the repository, and UNIMODAL_AR_SHARED is not set")
+
+
+@pytest.fixture(scope="session")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """By scenario of `two_processes`, what each process found; under "folder" where it wrote."""
+    folder, root = tmp_path_factory.mktemp("both"), Path(__file__).resolve().parents[1]
+    others = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "FSDP"))}
+    command = [sys.executable, "-m", "tests.two_processes", str(folder)]
+    environment = others | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = sorted(path.name.removesuffix("-0.pt") for path in folder.glob("*-0.pt"))
+    ranks = {
+        name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)] for name in names
+    }
+    return ranks | {"folder": [{"path": folder}]}

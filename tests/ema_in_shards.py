@@ -1,16 +1,13 @@
-"""What two processes do together, for tests/test_ema.py: `python -m tests.ema_in_shards FOLDER`; see two_processes.py,
-which runs it and writes what they return."""
+"""What two processes do together, for tests/test_ema.py; see two_processes.py, which runs it."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests import two_processes
 from tests.test_guard import BAD, LAYER, _after, _examples, _rows_of
 from tests.test_guard import _trainer as _guarded
 from unimodal_ar.training import EMA
@@ -41,8 +38,3 @@ def faulty(folder: Path) -> dict[str, Any]:
     with pytest.raises(ValueError, match=r"^training diverged") as caught:
         _guarded(model, folder, _examples(), per_device_train_batch_size=3).train()
     return {"message": str(caught.value)}
-
-
-if __name__ == "__main__":
-    two_processes.SCENARIOS |= {"averaged": averaged, "faulty": faulty}
-    two_processes.main(Path(sys.argv[1]), ["fsdp_averaged", "fsdp_faulty", "faulty"])

@@ -52,6 +52,7 @@ class HubServer:
         users: token -> user; what a repository of a user holds only that user may change, or, if private, see.
         damaged: path -> bytes that are sent in place of what is stored (as many as there should be).
         requests: "METHOD path" of everything asked.
+        portal: somebody else answers in its place, by a page to log in to a network.
     """
 
     def __init__(self) -> None:
@@ -60,6 +61,7 @@ class HubServer:
         self.objects: dict[str, bytes] = {}
         self.damaged: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.portal = False
         server = self
 
         class Handler(_Handler):
@@ -113,6 +115,7 @@ def fresh(hub: HubServer, home: Path, **more: str) -> dict[str, str]:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer in one piece: the system would hold a second one back for 40 ms
 
     def do_GET(self) -> None:
         self._answer("GET")
@@ -135,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{method} {path}")
+        if self.hub.portal:
+            return self._raw(200, b"<html>", {"Content-Type": "text/html"}, method == "HEAD")
         try:
             self._route(method, [part for part in path.split("/") if part])
         except _RefusedError as refused:

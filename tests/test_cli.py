@@ -12,7 +12,7 @@ import yaml
 
 from unimodal_ar.cli import main
 from unimodal_ar.forecasting import Forecaster
-from unimodal_ar.training.documents import load_recipe, shipped_recipes
+from unimodal_ar.training.documents import load_recipe, shipped_configurations, shipped_recipes
 
 TOY = [
     "data.dataset=null",
@@ -276,6 +276,8 @@ def test_a_binary_recipe_is_told(folder: Path, capsys: pytest.CaptureFixture[str
 
 def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
-    assert capsys.readouterr().out.split() == shipped_recipes()
+    assert capsys.readouterr().out.split() == [*shipped_recipes(), *shipped_configurations()]
+    assert main(["recipes", "accelerate/ddp"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["distributed_type"] == "MULTI_GPU"
     assert main(["recipes", "next_patch/temperature"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == load_recipe("next_patch/temperature")

@@ -17,34 +17,23 @@ from accelerate.commands.config import load_config_from_file  # type: ignore[imp
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin  # type: ignore[import-untyped]
 from safetensors.torch import load_file
 
-from unimodal_ar import UnimodalARForGeneration, ranks
+from unimodal_ar import UnimodalARConfig, UnimodalARForGeneration, ranks
 from unimodal_ar.cli import main as cli
 from unimodal_ar.recipes.train import main, train
 from unimodal_ar.training import UnimodalARTrainer, arguments, launch, sharding
 from unimodal_ar.training.documents import load_recipe, shipped_recipes
 
 from .test_training import _csv, _document, _write
-from .test_transformers_traps import LABEL, NESTED, UNEQUAL, _model, _nested, _trainer
-from .two_processes import alternate, curve
+from .test_transformers_traps import ATTENTION, LABEL, NESTED, SERIES, UNEQUAL, _model, _nested, _trainer
+from .two_processes import CONFIGURATIONS, FEW, PART, TEMPERATURE, TOY, alternate, curve
 
 ROOT = Path(__file__).parents[1]
-CONFIGURATIONS = ROOT / "recipes" / "accelerate"
-TOY = [
-    *("model.backbone.hidden_size=16", "model.backbone.num_hidden_layers=2", "model.backbone.num_attention_heads=2"),
-    *("model.backbone.dropout=0", "training.logging_strategy=steps", "training.logging_steps=1"),
-    *("training.disable_tqdm=true", "training.use_cpu=true", "training.warmup_steps=0"),
-]
 # 21 images in steps of 8: in the last step of an epoch one of two processes has a single image, the other none.
 DIGITS = [
     *TOY,
     *("training.num_train_epochs=2", "training.per_device_eval_batch_size=4", "data.validation=10", "data.test=1766"),
     *("model.modalities.label.null_probability=0", "evaluation.guidance_scale=1"),
     *("evaluation.samples=60", "evaluation.batch_size=50"),
-]
-TEMPERATURE = [
-    *TOY,
-    *("training.max_steps=4", "training.eval_strategy=steps", "training.eval_steps=2", "data.validation_stride=20"),
-    *("data.min_lookback=336", "data.stop=2200", "evaluation.stride=168", "evaluation.num_samples=5"),
 ]
 ONE = ["training.per_device_train_batch_size=8"]
 TWO = ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=2"]
@@ -108,20 +97,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "checkpoints" / "checkpoint-6" / "rng_state_1.pth").is_file()  # there were two
 
 
-def _fsdp(output: Path, overrides: list[str]) -> str:
-    flags = ["--config_file", str(CONFIGURATIONS / "fsdp2.yaml")]
-    return _launch(flags, "next_patch/temperature", output, [*TEMPERATURE, *overrides], ACCELERATE_USE_CPU="true")
-
-
-def test_fsdp_trains_what_one_process_does(tmp_path: Path) -> None:
+def test_fsdp_trains_what_one_process_does(both: dict[str, Any], tmp_path: Path) -> None:
     """And its model is whole: it loads anywhere."""
     train(load_recipe("next_patch/temperature", [*TEMPERATURE, *ONE, f"output_dir={tmp_path / 'one'}"]))
-    _fsdp(tmp_path / "two", ["training.per_device_train_batch_size=4"])
-    _assert_same(tmp_path / "one", tmp_path / "two")
-    checkpoint = tmp_path / "two" / "checkpoints" / "checkpoint-4"
+    two = both["folder"][0]["path"] / "fsdp_recipe" / "model"
+    _assert_same(tmp_path / "one", two)
+    checkpoint = two / "checkpoints" / "checkpoint-4"
     assert (checkpoint / "pytorch_model_fsdp.bin").is_file() and (checkpoint / "rng_state_1.pth").is_file()
-    UnimodalARForGeneration.from_pretrained(tmp_path / "two")
-    command = ["forecast", _csv(tmp_path), "--target", "y", "--model", str(tmp_path / "two"), "--horizon", "3"]
+    UnimodalARForGeneration.from_pretrained(two)
+    command = ["forecast", _csv(tmp_path), "--target", "y", "--model", str(two), "--horizon", "3"]
     cli([*command, "--out", str(tmp_path / "forecast.csv")])
     assert len((tmp_path / "forecast.csv").read_text().splitlines()) == 4
 
@@ -129,7 +113,7 @@ def test_fsdp_trains_what_one_process_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
 def test_fsdp_resumes(kind: str, tmp_path: Path) -> None:
-    changes = ["training.per_device_train_batch_size=4"]
+    changes = [PART]
     flags = ["--config_file", str(CONFIGURATIONS / "fsdp2.yaml"), "--fsdp_state_dict_type", kind]
     given: Any = dict(ACCELERATE_USE_CPU="true")
     _launch(flags, "next_patch/temperature", tmp_path / "whole", [*TEMPERATURE, *changes], **given)
@@ -151,7 +135,7 @@ def test_frozen_bodies_under_fsdp(changes: list[str], tmp_path: Path) -> None:
     document = load_recipe("next_patch/temperature", [*overrides, *ONE, f"output_dir={tmp_path / 'one'}"])
     train(document)
     flags = ["--config_file", str(CONFIGURATIONS / "fsdp2.yaml")]
-    overrides.append("training.per_device_train_batch_size=4")
+    overrides.append(PART)
     _launch(flags, "next_patch/temperature", tmp_path / "two", overrides, ACCELERATE_USE_CPU="true")
     file = "adapter_model.safetensors" if changes else "model.safetensors"
     weights, twins = load_file(tmp_path / "one" / file), load_file(tmp_path / "two" / file)
@@ -162,23 +146,6 @@ def test_frozen_bodies_under_fsdp(changes: list[str], tmp_path: Path) -> None:
 
 
 # In one program, without a launcher
-
-SCENARIOS = (
-    *("unequal", "uneven", "modalities", "hosted", "shared"),
-    *("fsdp_unequal", "fsdp_uneven", "fsdp_modalities", "fsdp_hosted"),
-)
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """By scenario of `two_processes`, what each process found."""
-    folder = tmp_path_factory.mktemp("both")
-    command = [sys.executable, "-m", "tests.two_processes", str(folder), *SCENARIOS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=_environment(), cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)] for name in SCENARIOS
-    }
 
 
 def _assert_equals(found: list[dict[str, Any]], trainer: UnimodalARTrainer) -> None:
@@ -201,7 +168,7 @@ def test_unequal_examples_in_two_processes(kind: str, both: dict[str, Any], tmp_
     _assert_equals(both[f"{kind}unequal"], _trainer(_model(**NESTED), tmp_path, examples, max_steps=3))
 
 
-@pytest.mark.parametrize("name", ["modalities", "fsdp_modalities", "hosted", "fsdp_hosted"])
+@pytest.mark.parametrize("name", ["modalities", "fsdp_modalities", "fsdp_hosted"])
 def test_processes_may_have_different_modalities(name: str, both: dict[str, Any], tmp_path: Path) -> None:
     """No process waits for a gradient that the other one lacks; the result is that of one process, batch by batch."""
     found, kind, body = both[name], name.startswith("fsdp_"), "llama" if "hosted" in name else "native"
@@ -229,6 +196,19 @@ def test_examples_that_fill_no_batch_count_once(kind: str, both: dict[str, Any],
     trainer = _trainer(_model(**NESTED), tmp_path, [_nested(i) for i in range(11)], evaluation, **cut)
     _assert_equals(both[f"{kind}uneven"], trainer)
     assert sum("eval_loss" in log for log in curve(trainer)) == 2
+
+
+def test_fewer_examples_than_processes(both: dict[str, Any], tmp_path: Path) -> None:
+    cut: Any = FEW | dict(per_device_train_batch_size=4)
+    trainer = _trainer(_model(**NESTED), tmp_path, [_nested(0)], [_nested(20)], **cut)
+    _assert_equals(both["few"], trainer)
+    assert sum("eval_loss" in log for log in curve(trainer)) == 3
+
+
+def test_streams_in_two_processes(both: dict[str, Any]) -> None:
+    """Whose end nobody knows beforehand."""
+    first, second = both["stream"]
+    assert len(first["logs"]) == 4 and first["logs"] == second["logs"]
 
 
 def test_every_example_is_taken_by_one_process(both: dict[str, Any]) -> None:
@@ -276,6 +256,37 @@ def test_what_a_batch_lacks_gets_a_gradient_of_zero(kept: tuple[str, ...]) -> No
             assert not x.grad.any(), name
 
 
+def test_what_tells_a_hosted_body_of_noise_gets_a_gradient_without_any() -> None:
+    noisy = SERIES | {"objective": {"kind": "block_diffusion", "noise": "gaussian"}}
+    model = _model("llama", series=noisy, grid=NESTED["grid"]).train()
+    model(_nested(0)[2:]).loss.backward()
+    assert [name for name, x in model.named_parameters() if x.requires_grad and x.grad is None] == []
+    assert not model.backbone.level.weight.grad.any()
+    model.zero_grad()
+    model.backbone.level.weight.data.fill_(0.1)
+    model(_nested(0)[1:]).loss.backward()
+    assert model.backbone.level.weight.grad.any()
+
+
+def test_what_no_position_of_a_hosted_body_reads_is_not_trained() -> None:
+    """It would never get a gradient."""
+    body = {"model_type": "bert", "is_decoder": True, **ATTENTION}
+    model = UnimodalARForGeneration(UnimodalARConfig(backbone=body, modalities={"series": SERIES})).train()
+    model(_nested(0)[1:2]).loss.backward()
+    lacking = [name for name, x in model.named_parameters() if x.grad is None]
+    assert all("word_embeddings" in name or "pooler" in name for name in lacking) and len(lacking) == 3
+    assert not any(model.get_parameter(name).requires_grad for name in lacking)
+
+
+def test_bodies_that_skip_layers_are_refused() -> None:
+    """Each process would skip others, and wait for their gradients."""
+    config = UnimodalARConfig(backbone={"model_type": "opt", "layerdrop": 0.1}, modalities={"series": SERIES})
+    sharding.check_layers(1, config)
+    with pytest.raises(ValueError, match=r"layerdrop of the opt backbone is 0\.1; in several processes it must be 0"):
+        sharding.check_layers(2, config)
+    sharding.check_layers(2, _model().config)
+
+
 def test_frozen_parts_that_a_batch_lacks_stay_without_a_gradient() -> None:
     model = _model(**NESTED).train()
     model.heads["grid"].requires_grad_(False)
@@ -298,14 +309,14 @@ class _State:
     """As much of accelerate's as is looked at."""
 
     def __init__(self, kind: DistributedType, version: int = 2) -> None:
-        self.distributed_type = kind
+        self.distributed_type, self.num_processes = kind, 1
         self.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=version)
 
 
 def test_the_first_fsdp_is_refused() -> None:
     """It is what accelerate takes where nothing is said."""
     sharding.check(_State(DistributedType.FSDP, 2), True)
-    with pytest.raises(ValueError, match=r"FSDP's version is 1; it must be 2, by fsdp_version: 2 .*fsdp2\.yaml"):
+    with pytest.raises(ValueError, match=r"FSDP's version is 1; it must be 2, by fsdp_version: 2 .*fsdp2"):
         sharding.check(_State(DistributedType.FSDP, 1), True)
 
 
@@ -325,6 +336,13 @@ def test_deepspeed_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         sharding.check(_State(DistributedType.MULTI_CPU), False)
 
 
+def test_processes_that_would_each_train_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All would write to one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, and this process trains alone"):
+        sharding.check(_State(DistributedType.NO), False)
+
+
 def test_quantised_bodies_under_fsdp_are_refused() -> None:
     model = _model()
     model.backbone.model.hf_quantizer = object()
@@ -335,54 +353,100 @@ def test_quantised_bodies_under_fsdp_are_refused() -> None:
         pass
 
 
-def test_a_launcher_that_cannot_be_read_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What accelerate's --cpu leaves in the environment, with a parent that is not accelerate."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """As a process finds itself that accelerate's --cpu started for several; and the commands that it becomes."""
+    for key, value in (("USE_CPU", "true"), ("MIXED_PRECISION", "no")):
+        monkeypatch.setenv(f"ACCELERATE_{key}", value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.delenv("RANK", raising=False)
+    found: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda path, command: found.append(command))
+    monkeypatch.setattr(launch, "_follow_launcher", lambda: found.append(["follows"]))
+    return found
+
+
+def _parent(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: list(words))
+
+
+@pytest.mark.parametrize("parent", [["bash", "launch.py"], ["launch"], None])
+def test_a_launcher_that_cannot_be_read_is_told(
+    parent: list[str] | None, started: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor is another parent followed to its end."""
+
+    def read(self: Any) -> list[str]:
+        if parent is None:
+            raise psutil.NoSuchProcess(0)
+        return parent
+
+    monkeypatch.setattr(psutil.Process, "cmdline", read)
     monkeypatch.setattr(sys, "argv", ["train", str(_write(tmp_path, _document(tmp_path)))])
     with pytest.raises(SystemExit, match="accelerate was asked for several processes on the CPU and started one"):
         main()
+    assert started == []
+
+
+DDP, FSDP = (str(CONFIGURATIONS / name) for name in ("ddp.yaml", "fsdp2.yaml"))
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "x"], ["--multi_gpu", "--num_processes", "2"]),
-        (["python", "-m", "accelerate.commands.launch", "--num_processes=2", "--cpu", "x"], ["--multi_gpu"]),
-        (["/bin/accelerate-launch", "--cpu", "--config_file", "FSDP", "x"], ["--config_file"]),
-        (["/bin/accelerate-launch", "--cpu", "--config_file", "DDP", "x"], ["--multi_gpu", "--config_file"]),
+        ("accelerate launch --cpu --num_processes 2 -m x", f"--config_file {DDP} --num_processes 2 -m x"),
+        (
+            "-m accelerate.commands.launch --num_processes=2 --cpu x --cpu",
+            f"--config_file {DDP} --num_processes=2 x --cpu",
+        ),
+        (f"/bin/accelerate-launch --cpu --config_file {FSDP} x", f"--config_file {FSDP} x"),
+        (f"/bin/accelerate-launch --cpu --config_file {DDP} x", f"--multi_gpu --config_file {DDP} x"),
+        ("/bin/accelerate launch --cpu x", None),
+        ("/bin/accelerate launch --num_processes 1 x", None),
     ],
 )
 def test_all_processes_are_started_where_accelerate_starts_one(
-    given: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+    given: str, expected: str | None, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = {"FSDP": str(CONFIGURATIONS / "fsdp2.yaml"), "DDP": str(CONFIGURATIONS / "ddp.yaml")}
-    words = [files.get(word, word) for word in given]
-    started: list[list[str]] = []
-    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: words)
-    monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    """With what the user gave, but no defaults that the user's --cpu had passed over."""
+    _parent(monkeypatch, *given.split())
     launch.join_others()
-    (command,) = started
-    assert command[1:3] == ["-m", "accelerate.commands.launch"]
-    assert command[3 : 3 + len(expected)] == expected and "--cpu" not in command and command[-1] == given[-1]
+    assert started.pop(0) == ["follows"]
+    commands = [[sys.executable, "-m", "accelerate.commands.launch", *expected.split()]] if expected else []
+    assert started == commands
 
 
-@pytest.mark.parametrize("name", ["RANK", "ACCELERATE_USE_CPU", "MASTER_ADDR"])
-def test_processes_that_are_as_wanted_start_no_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of several; a GPU's; one that is meant to be alone."""
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started others"))
-    for key, value in (("ACCELERATE_USE_CPU", "true"), ("MASTER_ADDR", "127.0.0.1")):
-        monkeypatch.setenv(key, value)
+def test_the_users_own_configuration_counts_where_it_did(
+    started: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from accelerate.commands.config import config_args  # type: ignore[import-untyped]
+
+    file = tmp_path / "default_config.yaml"
+    file.write_text("{distributed_type: MULTI_CPU, use_cpu: true, num_processes: 2}")
+    monkeypatch.setattr(config_args, "default_config_file", str(file))
+    _parent(monkeypatch, "accelerate", "launch", "x")
+    launch.join_others()
+    assert started[1][3:] == ["--multi_gpu", "x"]
+    _parent(monkeypatch, "accelerate", "launch", "--cpu", "x")
+    launch.join_others()
+    assert started[2:] == [["follows"]]
+    _parent(monkeypatch, "accelerate", "launch", "--config_file", str(CONFIGURATIONS / "deepspeed_zero2.yaml"), "x")
+    with pytest.raises(ValueError, match="DeepSpeed is asked for, and training is on the CPU"):
+        launch.join_others()
+
+
+@pytest.mark.parametrize("name", ["RANK", "ACCELERATE_USE_CPU", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"])
+def test_processes_that_are_as_wanted_start_no_others(
+    name: str, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of several; a GPU's; one that is meant to be alone; one of no launcher."""
+    _parent(monkeypatch, "accelerate", "launch", "--cpu", "--num_processes", "2", "x")
     if name == "RANK":
         monkeypatch.setenv("RANK", "0")
     else:
         monkeypatch.delenv(name)
     launch.join_others()
+    assert started == [["follows"]] * (name in ("ACCELERATE_USE_CPU", "MASTER_ADDR"))
 
 
 def test_several_processes_without_gpus_train_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +467,7 @@ def test_shipped_configurations_are_accelerates(path: Path) -> None:
     kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED"}
     assert config.distributed_type == kinds[path.stem]
     text = path.read_text()
-    assert f"accelerate launch --config_file recipes/accelerate/{path.name} -m unimodal_ar.recipes.train" in text
+    assert f"accelerate launch --config_file {path.name} -m unimodal_ar.recipes.train" in text
     assert yaml.safe_load(text)["mixed_precision"] == "no"
 
 
@@ -415,7 +479,7 @@ def test_configurations_are_no_recipes() -> None:
         "deepspeed_zero3",
     }
     assert not any("accelerate" in name for name in shipped_recipes())
-    with pytest.raises(ValueError, match="recipe is 'accelerate/ddp'; it must be"):
+    with pytest.raises(ValueError, match="recipe is 'accelerate/ddp', which is for `accelerate launch"):
         load_recipe("accelerate/ddp")
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,6 @@ from unimodal_ar.saving import load_model
 from unimodal_ar.training import EMA, UnimodalARTrainer, collate_segments
 from unimodal_ar.training.ema import WEIGHTS, replaced
 from unimodal_ar.training.recipe import Resolved
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def _examples(count: int = 16) -> list[list[Segment]]:
@@ -351,18 +346,14 @@ def test_replaced_weights_come_back() -> None:
 # Several processes
 
 
-def test_averages_in_two_processes(tmp_path: Path) -> None:
+def test_averages_in_two_processes(both: dict[str, Any], tmp_path: Path) -> None:
     """Under FSDP2 each averages its own parts; put together they are those of one process, in evaluations and in
     checkpoints, from which they go on. A fault in one process's examples ends both, and that one says where it is."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.ema_in_shards", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
     model, ema = _model(), EMA(0.9)
     one = _trainer(model, tmp_path / "one", ema, DATA, **STEPS)
     one.train()
     for rank in range(2):
-        found = torch.load(tmp_path / f"fsdp_averaged-{rank}.pt", weights_only=False)
+        found = both["fsdp_averaged"][rank]
         whole, resumed = found["whole"], found["resumed"]
         assert all(whole["sharded"]) and _equal(whole["raw"], resumed["raw"])
         for name, x in ema.raw_weights().items():
@@ -370,14 +361,14 @@ def test_averages_in_two_processes(tmp_path: Path) -> None:
         for key in ("eval_loss", "eval_loss_without_ema"):
             losses = [log[key] for log in whole["logs"] if key in log]
             assert losses == pytest.approx(_logged(one, key), rel=1e-5) and len(losses) == 3
-    found, resumed = (torch.load(tmp_path / "fsdp_averaged-0.pt", weights_only=False)[x] for x in ("whole", "resumed"))
+    found, resumed = (both["fsdp_averaged"][0][x] for x in ("whole", "resumed"))
     assert _equal(found["state"], resumed["state"])
     for name, x in _weights(model).items():
         torch.testing.assert_close(found["state"][name], x, rtol=0, atol=1e-5)
 
-    messages = [torch.load(tmp_path / f"faulty-{rank}.pt")["message"] for rank in range(2)]
+    messages = [found["message"] for found in both["faulty"]]
     named = [m for m in messages if "with the examples 5 of the training data, in process " in m]
     other = [m for m in messages if "no micro-batch of this process shows it by itself" in m]
     assert len(named) == len(other) == 1
-    messages = [torch.load(tmp_path / f"fsdp_faulty-{rank}.pt")["message"] for rank in range(2)]
+    messages = [found["message"] for found in both["fsdp_faulty"]]
     assert all("; where it comes from is not searched under FSDP and DeepSpeed" in m for m in messages)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.hf_api
-import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
@@ -20,11 +17,11 @@ from transformers import AutoConfig, AutoModel
 
 from tests import hub_server
 from tests.helpers import build, perturb
-from tests.hub_server import HubServer, fresh
-from tests.test_forecasting import make, waves
+from tests.hub_server import HubServer
 from tests.test_pipelines import generator
-from unimodal_ar import Forecaster, UnimodalARForGeneration, pipelines
+from unimodal_ar import Forecaster, UnimodalARForGeneration, pipelines, saving
 from unimodal_ar.adapters import AutoAdapter, ImageAdapter, LabelAdapter, load_adapters
+from unimodal_ar.adapters.tokenizers import load_tokenizer
 from unimodal_ar.cli import main
 from unimodal_ar.hub import pull, push
 from unimodal_ar.pipelines import Generator
@@ -93,27 +90,6 @@ def test_whoever_wants_adapters_only_downloads_no_weights(hub: HubServer, tmp_pa
     match = "^'me/grey' is no folder here, and (in|not in) the cache of the Hub(,| without its weights;)"
     with pytest.raises(ValueError, match=match):  # huggingface_hub 1 tells no whole snapshot from one in part
         pipelines.load("me/grey", local_files_only=True)
-
-
-CHILD = """
-import sys, numpy as np
-from unimodal_ar import pipelines
-from tests.test_forecasting import waves
-np.save(sys.argv[2], pipelines.load(sys.argv[1], revision=sys.argv[3]).predict(waves(20), 9, num_samples=3).samples)
-"""
-
-
-def test_a_fresh_process_with_an_empty_cache_forecasts_the_same(hub: HubServer, tmp_path: Path) -> None:
-    source = make()
-    source.push_to_hub("me/waves", revision="trained")
-    command = [sys.executable, "-c", CHILD, "me/waves", str(tmp_path / "found.npy"), "trained"]
-    home = Path(__file__).resolve().parents[1]
-    environment = fresh(hub, tmp_path / "home", PYTHONPATH=str(home), OMP_NUM_THREADS="1")
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), source.predict(waves(20), 9, num_samples=3).samples)
-    with pytest.raises(ValueError, match="must be a model of this package"):  # nothing but what the Hub put there
-        pipelines.load("me/waves")
 
 
 def test_a_revision_is_a_branch_or_a_commit(hub: HubServer, tmp_path: Path) -> None:
@@ -213,7 +189,9 @@ def test_what_is_in_the_cache_is_loaded_without_the_hub(
         pipelines.load("me/grey", cache_dir=tmp_path / "elsewhere")
 
 
-def test_a_cache_of_ones_own_and_a_forced_download(hub: HubServer, tmp_path: Path) -> None:
+def test_a_cache_of_ones_own_and_a_forced_download(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     push(_image_model(tmp_path / "model"), "me/grey")
     folder = model_folder("me/grey", cache_dir=tmp_path / "elsewhere")
     assert folder.is_relative_to(tmp_path / "elsewhere") and not (tmp_path / "cache").exists()
@@ -222,6 +200,11 @@ def test_a_cache_of_ones_own_and_a_forced_download(hub: HubServer, tmp_path: Pat
     for forced, count in ((False, 1), (True, 2)):
         model_folder("me/grey", cache_dir=tmp_path / "elsewhere", force_download=forced)
         assert hub.requests.count(weights) == count
+    with pytest.raises(ValueError, match=r"^force_download is True and local_files_only, too"):
+        model_folder("me/grey", cache_dir=tmp_path / "elsewhere", force_download=True, local_files_only=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"^the exchange with the Hub about 'me/grey' failed \(.*offline"):
+        model_folder("me/grey", cache_dir=tmp_path / "elsewhere", force_download=True)
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
@@ -246,10 +229,58 @@ def test_a_hub_that_cannot_be_reached_is_waited_for_shortly(
                 ValueError, match=rf"^'{name}' is no folder here, and not in the cache of the Hub.*, nor"
             ):
                 UnimodalARForGeneration.from_pretrained(name, revision=revision)
+        with pytest.raises(
+            ValueError, match=r"^tokenizer 'runs/vq': 'runs/vq' is no folder here, and not in the cache"
+        ):
+            load_tokenizer("runs/vq")
         assert time.monotonic() - begin < 20
     if not silent:
-        with pytest.raises(ValueError, match=r"^the Hub could not be asked about 'me/grey' \(.*refused"):
+        with pytest.raises(ValueError, match=r"^the exchange with the Hub about 'me/grey' failed \(.*refused"):
             push(folder, "me/grey")
+
+
+def test_who_answers_in_place_of_the_hub_is_told_apart(hub: HubServer, tmp_path: Path) -> None:
+    folder = _image_model(tmp_path / "model")
+    push(folder, "me/grey")
+    model_folder("me/grey")
+    hub.portal = True
+    assert torch.equal(_codes(pipelines.load("me/grey")), _codes(generator()))
+    with pytest.raises(ValueError, match=r"^'runs/digits' is no folder here, and not in the cache of the Hub.*, nor"):
+        pipelines.load("runs/digits")
+    with pytest.raises(ValueError, match=r"^the exchange with the Hub about 'me/grey' failed"):
+        push(folder, "me/grey")
+
+
+def test_what_a_pull_that_was_killed_left_is_replaced(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(_image_model(tmp_path / "model"), "me/grey")
+    out = tmp_path / "pulled"
+
+    def killed(source: Any, place: Any) -> None:
+        if Path(place).name == "config.json":
+            raise KeyboardInterrupt
+        shutil.move(source, place)
+
+    with monkeypatch.context() as dying:
+        dying.setattr("unimodal_ar.saving.os.replace", killed)
+        dying.setattr("unimodal_ar.saving.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            pull("me/grey", out)
+    assert list(out.glob(".partial-*")) and (out / "README.md").exists() and not (out / "config.json").exists()
+    asked = len(hub.requests)
+    with pytest.raises(ValueError, match="which is no part of a model there but would be replaced"):
+        pull("me/grey", out)
+    assert len(hub.requests) == asked, "what cannot be written is not downloaded"
+    pull("me/grey", out, overwrite=True)
+    assert not list(out.glob(".partial-*"))
+    assert torch.equal(_codes(pipelines.load(out)), _codes(generator()))
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(saving, "_remove", lambda file: (file.unlink(), file.unlink()))  # as another pull does
+        with pytest.raises(
+            ValueError, match=r"^out is '.*/pulled', from which something took '.*' meanwhile; pull again"
+        ):
+            pull("me/grey", out, overwrite=True)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -363,5 +394,17 @@ def test_an_evaluation_reads_no_file_that_somebody_elses_recipe_names(
 ) -> None:
     push(_image_model(tmp_path / "model"), "me/grey")
     refused = _run(["evaluate", "me/grey"], capsys, 2)
-    assert "data.path is 'photos' in the recipe of 'me/grey', which is from the Hub; say which file" in refused
+    assert "data.path is 'photos' in the recipe of 'me/grey', which is from the Hub; say what is" in refused
     assert "data.path" not in _run(["evaluate", "me/grey", "--set", f"data.path={tmp_path}"], capsys, 2)
+    # Nor of the places besides: a test part of its own, and the tables to transfer to.
+    recipes = {
+        "data.test_path": "data: {kind: images, path: photos, test_path: /etc}\n",
+        "evaluation.transfer": "data: {dataset: null}\nevaluation: {transfer: [{name: a}, {path: /etc/passwd}]}\n",
+    }
+    for key, recipe in recipes.items():
+        hub.put("me/grey", hub.files("me/grey") | {"recipe.yaml": recipe.encode()}, message=key)
+        refused = _run(["evaluate", "me/grey", "--set", "data.dataset=mnist"], capsys, 2)
+        assert f"{key} is '/etc" in refused and f"say what is meant by --set {key}=..." in refused
+        assert "from the Hub" not in _run(
+            ["evaluate", "me/grey", "--set", "data={}", "--set", f"{key}=null"], capsys, 2
+        )

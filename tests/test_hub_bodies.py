@@ -9,18 +9,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModel, PeftModel
+from safetensors.torch import load as read
 from torch import Tensor
 from transformers import AutoModel
 
 from tests import hub_server
 from tests.hub_server import HubServer, fresh
+from tests.test_forecasting import make, waves
 from tests.test_hub import _image_model
 from tests.test_peft import _adapted, _plain, _source
 from tests.test_trained_part import _losses
-from unimodal_ar import UnimodalARForGeneration, lora
+from unimodal_ar import UnimodalARForGeneration, lora, pipelines
+from unimodal_ar.body_source import own_source
 from unimodal_ar.hub import pull, push
 from unimodal_ar.saving import load_model
 from unimodal_ar.sharing import STUB
@@ -75,9 +79,35 @@ def test_a_shared_model_reads_no_body_in_a_folder_of_this_machine(hub: HubServer
     model = _plain(_source(tmp_path / "body", "llama"))
     model.save_pretrained(tmp_path / "model")
     hub.put("you/around", {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()})
-    with pytest.raises(ValueError, match=r"which is from the Hub, is '.*/body', a folder; pass as backbone where"):
+    with pytest.raises(
+        ValueError, match=r"which is from the Hub, is '.*/body', a place on this machine; pass as backbone"
+    ):
         load_model("you/around")
     torch.testing.assert_close(_losses(load_model("you/around", backbone=tmp_path / "body")), _losses(model))
+    config = json.loads(hub.files("you/around")["config.json"])
+    config["backbone_source"] |= {"name_or_path": "package:peft", "subfolder": "../../models"}
+    hub.put("you/around", hub.files("you/around") | {"config.json": json.dumps(config).encode()}, message="again")
+    with pytest.raises(
+        ValueError, match=r"^backbone_source.subfolder in .* is '../../models', a place on this machine"
+    ):
+        load_model("you/around")
+
+
+def test_a_body_of_ones_own_kind_is_found_on_the_hub(hub: HubServer, tmp_path: Path) -> None:
+    """That of a model of this package, which layers of PEFT were trained over (a recipe's init_from)."""
+    push(_image_model(tmp_path / "model"), "me/grey")
+    base = load_model("me/grey")
+    source = own_source("me/grey", base.backbone.model)
+    assert source["name_or_path"] == "me/grey"
+    assert source["revision"] == hub.repositories["me/grey"].branches["main"]
+    base.requires_grad_(False)
+    base.config.freeze_backbone = True
+    base.refer_to(source)
+    base.push_to_hub("me/around")
+    assert not any("backbone.model" in name for name in read(hub.files("me/around")["model.safetensors"]))
+    _without(hub, tmp_path)
+    found = load_model("me/around").state_dict()
+    assert all(torch.equal(x, found[name]) for name, x in base.state_dict().items())
 
 
 def _peft(place: Any, base: Any) -> dict[str, Tensor]:
@@ -124,50 +154,49 @@ def test_layers_on_a_branch_name_it_as_their_base(hub: HubServer, tmp_path: Path
 
 # --- who has the package, and who has not -----------------------------------------------------------------------------
 
-WITHOUT = """
-import sys
+CHILD = """
+import sys, numpy as np, torch
 class Hidden:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "unimodal_ar":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Hidden())
+hidden = Hidden()
+sys.meta_path.insert(0, hidden)
 from transformers import AutoConfig, AutoModel
 for auto in (AutoConfig, AutoModel):
     try:
         auto.from_pretrained("me/grey", trust_remote_code=True)
     except ImportError as error:
         print(error)
-"""
-WITH = """
-import sys, torch
-from transformers import AutoModel
+sys.meta_path.remove(hidden)
+
 model = AutoModel.from_pretrained("me/grey", trust_remote_code=True)
 assert type(model).__module__ == "unimodal_ar.modeling"
-model.save_pretrained(sys.argv[1])
-import unimodal_ar
-again = AutoModel.from_pretrained(sys.argv[1])
-assert all(torch.equal(x, again.state_dict()[name]) for name, x in model.state_dict().items())
-again = AutoModel.from_pretrained("me/grey")
-assert all(torch.equal(x, again.state_dict()[name]) for name, x in model.state_dict().items())
+model.save_pretrained("saved")
+from unimodal_ar import pipelines
+for place in ("saved", "me/grey"):
+    again = AutoModel.from_pretrained(place)
+    assert all(torch.equal(x, again.state_dict()[name]) for name, x in model.state_dict().items())
+
+found = pipelines.load("me/waves", revision="trained").predict([np.load("series.npy")], 9, num_samples=3)
+np.save("found.npy", found.samples)
 """
 
 
-def _child(code: str, hub: HubServer, tmp_path: Path, *arguments: str, **more: str) -> str:
-    command = [sys.executable, "-c", code, *arguments]
-    environment = fresh(hub, tmp_path / "home", OMP_NUM_THREADS="1", **more)
+def test_a_fresh_process_with_an_empty_cache(hub: HubServer, tmp_path: Path) -> None:
+    """Without the package it is told how to get it; with it the flag changes nothing, and forecasts are the same."""
+    push(_image_model(tmp_path / "model"), "me/grey")
+    source = make()
+    source.push_to_hub("me/waves", revision="trained")
+    np.save(tmp_path / "series.npy", waves(20)[0])
+    home = Path(__file__).resolve().parents[1]
+    environment = fresh(hub, tmp_path / "home", PYTHONPATH=str(home), OMP_NUM_THREADS="1")
+    command = [sys.executable, "-c", CHILD]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_those_without_the_package_are_told_how_to_get_it(hub: HubServer, tmp_path: Path) -> None:
-    push(_image_model(tmp_path / "model"), "me/grey")
-    told = _child(WITHOUT, hub, tmp_path).splitlines()
-    assert told == ["this model needs the package unimodal_ar: pip install unimodal-ar"] * 2
-
-
-def test_with_the_package_the_flag_changes_nothing(hub: HubServer, tmp_path: Path) -> None:
-    push(_image_model(tmp_path / "model"), "me/grey")
-    _child(WITH, hub, tmp_path, str(tmp_path / "saved"))
+    assert done.stdout.splitlines() == ["this model needs the package unimodal_ar: pip install unimodal-ar"] * 2
     assert {file.suffix for file in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
     assert "auto_map" not in (tmp_path / "saved" / "config.json").read_text()
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), source.predict(waves(20), 9, num_samples=3).samples)
+    with pytest.raises(ValueError, match="must be a model of this package"):  # nothing but what the Hub put there
+        pipelines.load("me/waves")

@@ -273,7 +273,7 @@ def test_an_id_on_the_hub(inside: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_only_what_is_needed_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def download(repository: str, allow_patterns: list[str]) -> str:
+    def download(repository: str, allow_patterns: list[str], **_: Any) -> str:
         asked[repository] = allow_patterns
         return str(tmp_path)
 
@@ -388,7 +388,9 @@ def test_no_such_folder(source: str) -> None:
 
 def test_no_such_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    refused("tokenizer 'no/thing' is no folder, and not to be had from the Hub: .", lambda: load_tokenizer("no/thing"))
+    refused(
+        "tokenizer 'no/thing': 'no/thing' is no folder here, and not in the cache", lambda: load_tokenizer("no/thing")
+    )
 
 
 def damage(file: Path, how: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import SGD
 
 from unimodal_ar import Segment, masks
+from unimodal_ar.layout import cached_layout
 from unimodal_ar.masks import AttentionPattern
 from unimodal_ar.sequence import Inputs
 
@@ -93,7 +94,7 @@ def test_and_so_it_does_while_samples_are_drawn(order: str, block: Any, way: str
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The kinds of masks that are made."""
     kinds: list[str] = []
-    masks._remembered.cache_clear()
+    masks._kept.clear()
 
     def count(kind: str, own: Any) -> Any:
         def counted(self: Any, *arguments: Any) -> Any:
@@ -105,7 +106,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     for kind in ("dense", "tiles", "flex"):
         monkeypatch.setattr(AttentionPattern, kind, count(kind, getattr(AttentionPattern, kind)))
     yield kinds
-    masks._remembered.cache_clear()
+    masks._kept.clear()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -141,7 +142,7 @@ def test_masks_of_other_sequences_are_others(made: list[str]) -> None:
     assert len(made) == 3
     torch.manual_seed(0)
     again = full_hidden(model, segments)
-    masks._remembered.cache_clear()
+    masks._kept.clear()
     torch.manual_seed(0)
     assert torch.equal(full_hidden(model, segments), again) and again.shape == first.shape
     assert len(made) == 4
@@ -154,25 +155,73 @@ def test_padding_is_that_of_the_batch(tile: int, made: list[str], monkeypatch: A
     model, (context, target) = model_and_segments("raster", 4, "next")
     batches = [target.replace(observed=(torch.arange(32) >= n).expand(2, 32)) for n in (4, 12)]
     states = [full_hidden(model, [context, batch]) for batch in batches]
-    masks._remembered.cache_clear()
+    masks._kept.clear()
     for batch, hidden in zip(reversed(batches), reversed(states), strict=True):
         assert torch.equal(full_hidden(model, [context, batch]), hidden)
 
 
-def test_what_was_made_without_gradients_serves_training(made: list[str], monkeypatch: Any) -> None:
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("order", "block"), [("raster", [1, 7, 16, 3, 5]), ("first_frame", None)], ids=str)
+def test_what_was_made_without_gradients_serves_training(
+    order: str, block: Any, way: str, made: list[str], monkeypatch: Any
+) -> None:
+    """Layouts, too."""
     monkeypatch.setattr(masks, "TILE", 8)
-    model, segments = model_and_segments("raster", 5, "streams")
+    monkeypatch.setattr(masks, "KEPT", 99)
+    cached_layout.cache_clear()
+    model, segments = model_and_segments(order, block, way, then=True)
     with torch.inference_mode():
-        model(segments)
+        model.eval()(segments)
+        model.generate(segments[:1], "x", GRID)
+    makes = len(made)
+    model(segments).loss.backward()
+    assert len(made) == makes > 0
     model.train()(segments).loss.backward()
-    assert made == ["tiles"]
+
+
+def pairs(length: int, kind: str = "dense", *arguments: Any) -> Any:
+    """A mask of blocks of two."""
+    block = torch.arange(length) // 2
+    return AttentionPattern(block, length, key=((0, (2,) * (length // 2), False),)).made(kind, *arguments)
 
 
 def test_few_masks_are_kept(made: list[str]) -> None:
-    for length in range(4, 60):
-        block = torch.arange(length) // 2
-        AttentionPattern(block, length, key=((0, (2,) * (length // 2)), length)).made("dense")
-    assert len(made) == 56 and masks._remembered.cache_info().currsize == 16
+    """Those that were wanted last."""
+    for length in range(4, 60, 2):
+        pairs(length)
+        pairs(4)
+    assert len(made) == 28 and len(masks._kept) == masks.KEPT
+    pairs(58), pairs(60)
+    assert len(made) == 29
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [("dense", ()), ("tiles", (40,))])
+def test_and_these_do_not_fill_the_memory(kind: str, arguments: Any, made: list[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(masks, "KEPT_BYTES", 2 * 40 * 40)
+    for length in (40, 38, 36):  # the third is one too many
+        pairs(length, kind, *arguments)
+    assert len(masks._kept) == 2
+    for _ in range(2):  # of a large one nothing but itself
+        assert masks._bytes(pairs(80, kind, *arguments)) > masks.KEPT_BYTES
+    assert len(masks._kept) == 1 and len(made) == 4
+
+
+def test_threads_may_share_masks(made: list[str], monkeypatch: Any) -> None:
+    """Whatever another one does in the middle of it, here as soon as one looks at what there is."""
+    monkeypatch.setattr(masks, "KEPT", 3)
+    own, others = masks._bytes, iter(range(20, 40, 2))
+
+    def interrupted(mask: Any) -> int:
+        for other in others:
+            pairs(other)
+            break
+        return own(mask)
+
+    monkeypatch.setattr(masks, "_bytes", interrupted)
+    for length in (4, 6, 8, 10, 12, 4, 6):
+        assert pairs(length).shape == (1, 1, length, length)
+    assert next(others, None) is None and len(masks._kept) <= 3
+    assert pairs(6) is pairs(6)
 
 
 def test_tensors_of_tracing_are_not_kept(made: list[str]) -> None:

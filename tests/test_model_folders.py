@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from unimodal_ar.saving import check_output, write_whole
 
@@ -57,6 +59,19 @@ def test_other_files_are_in_nobodys_way(tmp_path: Path) -> None:
     check_output(tmp_path / "new", "--out", False, folders=["image_tokenizer"])
     write_whole(tmp_path, lambda folder: (folder / "config.json").touch(), replace=True)
     assert _names(tmp_path) == {"notes.txt", "recipe.yml", "my_tokenizer", "image_tokenizer", "config.json"}
+
+
+def test_weights_are_for_who_may_read_the_rest(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "config.json").touch()
+        (folder / "part").mkdir()
+        for place in (folder, folder / "part"):
+            save_file({"x": torch.zeros(1)}, place / "model.safetensors")
+            (place / "model.safetensors").chmod(0o600)
+
+    write_whole(tmp_path, write)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) == 3 and {file.stat().st_mode for file in files} == {(tmp_path / "config.json").stat().st_mode}
 
 
 def test_without_a_model_there_nothing_is_removed(tmp_path: Path) -> None:

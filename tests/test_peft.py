@@ -10,7 +10,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -716,6 +716,23 @@ def test_a_body_of_low_precision_stays_as_it_is() -> None:
             parse(PretrainedBody, {"pretrained": "x", "dtype": "bfloat16", **wrong}, "backbone")
     with pytest.raises(ValueError, match="quantization is of weights that are not quantised; gguf_file names some"):
         parse(PretrainedBody, {"pretrained": "x", "gguf_file": "y", "quantization": {}}, "backbone")
+
+
+@pytest.mark.parametrize("ablation", [None, "random_init", "one_attention_layer"])
+def test_a_pretrained_body_attends_by_the_kernel_of_the_recipe(ablation: str | None, tmp_path: Path) -> None:
+    document = _lora_document(tmp_path)
+    document.pop("peft")
+    document["model"]["backbone"] |= {"attn_implementation": "eager", "ablation": ablation}
+    resolved = Resolved(document)
+    model = resolved.new_model()
+    assert (
+        cast(Any, model.backbone.model).config._attn_implementation == "eager" == resolved.config._attn_implementation
+    )
+    assert resolved.document["model"]["backbone"]["attn_implementation"] == "eager"
+    for wrong, legal in (("none", "there is no attention"), (None, "'eager', 'sdpa'")):
+        document["model"]["backbone"] |= {"attn_implementation": "eager" if wrong else "fast", "ablation": wrong}
+        with pytest.raises(ValueError, match=legal):
+            Resolved(document)
 
 
 def test_without_bitsandbytes_it_is_said_before_anything_is_loaded(

@@ -25,9 +25,11 @@ from transformers import (
     Qwen3MoeModel,
     TrainingArguments,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.test_training import _TOYS, _document, _toy_backbone, _toy_codec
 from unimodal_ar.cli import main
+from unimodal_ar.masks import AttentionPattern
 from unimodal_ar.training.documents import load_recipe, shipped_recipes
 from unimodal_ar.training.fit import fit
 from unimodal_ar.training.memory import count_flops, kept_memory, peak_memory
@@ -112,6 +114,30 @@ def test_operations_of_attention_by_hand(groups: int) -> None:
     assert count_flops(lambda: attend().sum().backward()) == 7 * product
 
 
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 2)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_operations_of_flex_attention_by_hand(padded: bool, heads: int, groups: int) -> None:
+    """Of tiles of 128 x 128, of which 3 of 4 are seen; if the second example's last 128 keys hold nothing, the tile on
+    the diagonal is, by each from itself."""
+    q = torch.randn(2, heads, 256, 8, requires_grad=True)
+    k, v = (torch.randn(2, groups, 256, 8, requires_grad=True) for _ in range(2))
+    valid = (torch.arange(256) < torch.tensor([[256], [128]])) if padded else None
+    mask, own = AttentionPattern(torch.arange(256) // 128, 256, valid).flex(), ALL_ATTENTION_FUNCTIONS["flex_attention"]
+
+    def attend() -> torch.Tensor:
+        out, _ = ALL_ATTENTION_FUNCTIONS["flex_attention"](nn.Identity(), q, k, v, mask, scaling=1.0)
+        assert out.shape == (2, 256, heads, 8)
+        return out
+
+    product = 2 * (2 * heads * 3 * 128 * 128 * 8)
+    assert count_flops(attend) == 2 * product
+    assert count_flops(lambda: attend().sum().backward()) == 7 * product
+    assert q.grad is not None and k.grad is not None and v.grad is not None
+    shared = heads if heads == 6 else groups  # of no power of two none
+    assert kept_memory(attend) == 2 * 256 * 8 * 4 * (2 * heads + 2 * shared) + 2 * 256 * heads * 4
+    assert ALL_ATTENTION_FUNCTIONS["flex_attention"] is own
+
+
 # --- a plan -----------------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +167,27 @@ def test_a_plan_by_hand(tmp_path: Path) -> None:
     kept = found["activations"]
     assert kept["bytes"] == kept["one"] + 3 * (kept["two"] - kept["one"]) and kept["examples"] == 4
     assert found["estimate"] == 4 * whole * 4 + 4 * tensors + kept["bytes"]
+
+
+@pytest.mark.parametrize("kind", ["unimodal_ar_decoder", "llama"])
+def test_flex_attention_where_no_step_is_to_be_had(kind: str, tmp_path: Path) -> None:
+    """It takes whole tiles, and what a GPU would have to compute and keep can be told on a machine without one."""
+    document = _deep(tmp_path)
+    body: dict[str, Any] = {"model_type": kind, "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64}
+    body |= {"num_attention_heads": 4, "num_key_value_heads": 4, "attn_implementation": "flex_attention"}
+    document["model"]["backbone"] = body | ({"qk_norm": None} if kind == "unimodal_ar_decoder" else {"vocab_size": 16})
+    document["model"]["modalities"]["series"]["layout"] = {"block": 2}
+    document["data"]["horizon"] = document["adapters"]["series"]["lookback"] = 8
+    document["training"]["use_cpu"] = True
+    found, outlined = plan(document), plan(document, step=False)
+    assert found["notes"] == ["no step is measured: on the CPU FlexAttention has no backward pass"]
+    assert outlined == found | {"notes": []} and found["step"] is None and found["sequence"]["positions"] == 4
+    document["model"]["backbone"]["attn_implementation"] = "sdpa"
+    flex, sdpa = (6 * n * (4 * 32 * 32 + 3 * 32 * 64) + 7 * 2 * (4 * n * n * 8) for n in (128, 4))  # of a layer
+    more = found["flops"] - plan(document, step=False)["flops"]
+    assert more == pytest.approx(12 * 3 * (flex - sdpa), rel=1e-5)  # and rotations of some versions of Llama
+    kept = 3 * (5 * 128 * 32 + 4 * 128) * 4  # inputs of linear maps, queries, keys, values and what is attended to
+    assert found["activations"]["two"] - found["activations"]["one"] > kept
 
 
 def test_processes_and_accumulation(tmp_path: Path) -> None:

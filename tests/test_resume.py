@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import itertools
 import json
 import os
 import random
@@ -11,11 +13,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -23,15 +25,18 @@ import pytest
 import torch
 import yaml
 from accelerate.data_loader import SeedableRandomSampler  # type: ignore[import-untyped]
-from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, WeightedRandomSampler
+from transformers import TrainerCallback, TrainingArguments
 
+from unimodal_ar.configuration import UnimodalARConfig
+from unimodal_ar.modeling import UnimodalARForGeneration
 from unimodal_ar.recipes.train import train
+from unimodal_ar.segment import Segment
 from unimodal_ar.training import fit as fit_module
-from unimodal_ar.training.checkpoints import contents, find_checkpoint, last_checkpoint, seal
-from unimodal_ar.training.draws import Draw, Drawn, Draws
+from unimodal_ar.training.checkpoints import check_recipe, contents, find_checkpoint, last_checkpoint, seal
+from unimodal_ar.training.draws import Draw, Drawn, Draws, SteadyWorker, as_it_is
 from unimodal_ar.training.recipe import Resolved
-from unimodal_ar.training.trainer import UnimodalARTrainer
+from unimodal_ar.training.trainer import UnimodalARTrainer, collate_segments
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -119,12 +124,21 @@ def _check_goes_on(document: dict[str, Any], stop: Callable[..., None], *steps: 
     return _state(whole)
 
 
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch waits so long for every persistent worker that ends as garbage."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    yield
+    gc.collect()
+
+
 # Bit for bit
 
 
 _BY_EPOCH = {"load_best_model_at_end": False, "eval_strategy": "epoch", "logging_strategy": "epoch"}
 
 
+@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize(
     ("training", "steps"),
     [
@@ -148,7 +162,7 @@ def test_workers_do_not_matter(tmp_path: Path, stop: Any) -> None:
     whole = train(_to(_document(tmp_path), "whole"))
     document = _document(tmp_path, dataloader_num_workers=1)
     stop(document, 5)
-    assert _weights(train(document) or "") == _weights(whole or "")
+    assert _weights(train(document) or "") == _weights(whole or "") and _state(tmp_path / "run") == _state(whole)
 
 
 @pytest.mark.parametrize("max_steps", [6, 8])
@@ -222,17 +236,13 @@ class _Random(Dataset):
         return index, float(torch.rand(())), float(np.random.rand()), random.random()  # noqa: NPY002
 
 
-def _collate(items: list[Any]) -> list[Any]:
-    return items
-
-
 def test_draws_depend_on_seed_epoch_and_place_alone() -> None:
     def epoch(number: int, seed: int = 5, workers: int = 0, skipped: int = 0) -> list[Any]:
         draws = Draws(11, seed)
         draws.epoch = number
         torch.manual_seed(workers + skipped)
         loader: Any = DataLoader(
-            Drawn(_Random()), 2, sampler=list(draws)[skipped:], num_workers=workers, collate_fn=_collate
+            Drawn(_Random()), 2, sampler=list(draws)[skipped:], num_workers=workers, collate_fn=as_it_is
         )
         return [item for batch in loader for item in batch]
 
@@ -250,7 +260,8 @@ def test_every_epoch_draws_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     original = Drawn._looked_up
 
     def look(self: Drawn, draw: Draw) -> Any:
-        seen.append(draw)
+        if self.numbered:  # not those of an evaluation
+            seen.append(draw)
         return original(self, draw)
 
     monkeypatch.setattr(Drawn, "_looked_up", look)
@@ -277,19 +288,109 @@ def test_draws_leave_the_generators_alone() -> None:
         return torch.get_rng_state().tolist(), numpy[1].tolist(), random.getstate()
 
     before = states()
-    Drawn(_Random())[Draw(3, 7)]
+    Drawn(_Random()).__getitems__([Draw(3, 7)])
     assert states() == before
+
+
+class _Noisy(Dataset):
+    """Draws whenever an example is looked up."""
+
+    weights = (1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0)
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, index: int) -> list[Segment]:
+        generator = torch.Generator().manual_seed(index)
+        values = torch.randn(1, 4, 3, generator=generator) + torch.rand(()) + random.random()
+        return [Segment("series", values, (4, 1, 1))]
+
+
+class _Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        return (_Noisy()[index % 7] for index in range(40))
 
 
 class _Weighted(UnimodalARTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return WeightedRandomSampler([1.0] * 22, 15)
+        return WeightedRandomSampler(cast(_Noisy, self.train_dataset).weights, 9)
 
 
-def test_a_sampler_of_the_users_goes_on(tmp_path: Path, stop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although it draws from the generator of the model's noise."""
-    monkeypatch.setattr(fit_module, "UnimodalARTrainer", _Weighted)
-    assert _check_goes_on(_document(tmp_path), stop, 4)["global_step"] == 9
+class _Endless(UnimodalARTrainer):
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        class Endless(Sampler):
+            def __iter__(self) -> Any:
+                return itertools.count()
+
+        return Endless()
+
+
+def _collate_noisily(examples: Any) -> Any:
+    batch = collate_segments(examples)
+    return {"segments": [x.replace(values=x.values + np.random.rand()) for x in batch["segments"]]}  # noqa: NPY002
+
+
+def _trained(folder: Path, kind: type[UnimodalARTrainer] = UnimodalARTrainer, resume: Any = None, **given: Any) -> Any:
+    """A trainer as one makes it in Python, after six steps, or what are left of them."""
+    head = {"kind": "regression"}
+    body = {"model_type": "unimodal_ar_decoder", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    modality = {"element": {"kind": "continuous", "dim": 3}, "grid": [4, 1, 1], "head": head}
+    config = UnimodalARConfig(backbone={**body, "dropout": 0.1}, modalities={"series": modality})
+    options: dict[str, Any] = {"max_steps": 6, "logging_steps": 1, "save_steps": 2, "eval_steps": 2}
+    options |= {"per_device_train_batch_size": 2, "eval_strategy": "steps", "report_to": "none", "use_cpu": True}
+    workers = given.pop("workers", 0)
+    options |= {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
+    arguments = TrainingArguments(str(folder), remove_unused_columns=False, disable_tqdm=True, **options)
+    data = {"train_dataset": _Noisy(), "eval_dataset": _Noisy(), **given}
+    trainer = kind(model=UnimodalARForGeneration(config), args=arguments, **data)
+    trainer.train(resume)
+    return trainer
+
+
+@pytest.mark.usefixtures("quick_workers")
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [(_Weighted, {}), (UnimodalARTrainer, {"data_collator": _collate_noisily}), (UnimodalARTrainer, {"workers": 1})],
+    ids=["sampler", "collator", "evaluation"],
+)
+def test_what_users_draw_goes_on(kind: Any, given: dict[str, Any], tmp_path: Path) -> None:
+    """A sampler that asks for their data and draws from the generator of the model's noise; a collator; data of an
+    evaluation, in workers that live on."""
+    whole = _trained(tmp_path, kind, **given)
+    random.seed(9)
+    resumed = _trained(tmp_path, kind, str(tmp_path / "checkpoint-4"), **given)
+    for left, right in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+    losses = [[e["eval_loss"] for e in t.state.log_history if "eval_loss" in e] for t in (whole, resumed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+def test_a_sampler_without_an_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the sampler of the examples is a Endless; it must have a length"):
+        _trained(tmp_path, _Endless)
+
+
+def test_a_stream_is_not_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And says so; its segments need no switch of accelerate's."""
+    _trained(tmp_path, train_dataset=_Stream())
+    assert "Not exact" not in capsys.readouterr().out
+    _trained(tmp_path, resume=str(tmp_path / "checkpoint-4"), train_dataset=_Stream())
+    assert "checkpoint-4 is of a stream (IterableDataset), which is read from its beginning" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_server_obeys_the_training() -> None:
+    """Whose process is not the worker's parent, but it is told to end by it."""
+    loader: Any = DataLoader(
+        _Random(), 2, num_workers=1, multiprocessing_context="forkserver", worker_init_fn=SteadyWorker(None)
+    )
+    iterator: Any = iter(loader)
+    next(iterator)
+    worker = iterator._workers[0]
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_every_checkpoint_that_is_told_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +444,7 @@ def test_killed_twenty_times_as_users_start_it(tmp_path: Path) -> None:
 
 
 def _check_kills(folder: Path, count: int) -> None:
-    document = _document(folder, num_train_epochs=9)
+    document = _document(folder, num_train_epochs=6)
     whole = train(_to(document, "whole"))
     assert whole is not None
     (folder / "recipe.yaml").write_text(yaml.safe_dump(document))
@@ -452,7 +553,7 @@ def test_a_sigterm_in_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_two_processes_stop_and_go_on_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second one is told to stop, in the middle of an epoch whose last batches are uneven. Each has noise of its
     own. A single process goes on from their checkpoint, and says what is not exact."""
-    document = _document(tmp_path, gradient_accumulation_steps=1, save_total_limit=None)
+    document = _document(tmp_path, gradient_accumulation_steps=1, save_total_limit=None, num_train_epochs=2)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
     told = _run("tests.killing", "ranks", str(tmp_path / "recipe.yaml"), "5").splitlines()
     assert [line for line in told if line.endswith("]")] == ["whole [0, 0]", "stopped [143, 143]", "resumed [0, 0]"]
@@ -561,6 +662,15 @@ def test_another_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert said.endswith(
         "with another recipe: training.learning_rate is 0.02, was 0.01; training.num_train_epochs is 4, was 3."
     )
+
+
+def test_workers_that_live_on_are_told(tmp_path: Path) -> None:
+    """They draw a seed once, others in each epoch, from the generator of the model's noise."""
+    made = tmp_path / "checkpoint-2"
+    made.mkdir()
+    seal(made, {"recipe": {"training": {"dataloader_num_workers": 1}}})
+    told = check_recipe(made, {"training": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}})
+    assert told == ["training.dataloader_persistent_workers is True, was None"]
 
 
 def test_auto_again_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

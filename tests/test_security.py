@@ -13,7 +13,9 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
+from transformers.integrations import hub_kernels
 
 from tests import hub_server, test_hub
 from tests.hub_server import HubServer
@@ -24,6 +26,7 @@ from tests.test_pipelines import generator
 from tests.test_trained_part import _model, _source
 from unimodal_ar import UnimodalARForGeneration, lora, pipelines, places
 from unimodal_ar.adapters import load_adapters
+from unimodal_ar.adapters.text_states import LanguageModel, TextStates
 from unimodal_ar.hub import pull, push
 from unimodal_ar.intact import leaves
 from unimodal_ar.places import model_folder
@@ -97,13 +100,17 @@ def test_a_pickle_in_place_of_safetensors_is_refused_unread(
     assert not marker.exists()
 
 
-def test_no_pickle_of_layers_or_of_a_body_is_read(tmp_path: Path) -> None:
+def test_no_pickle_of_layers_or_of_a_body_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker, trap = tmp_path / "opened", pickle.dumps(Trap(tmp_path / "opened"))
     model = _adapted(_plain(_source(tmp_path / "body", "llama")))
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / lora.WEIGHTS).unlink()
     (tmp_path / "model" / "adapter_model.bin").write_bytes(trap)
     with pytest.raises(ValueError, match=r"weights in other formats are not read \(adapter_model.bin may run code"):
+        UnimodalARForGeneration.from_pretrained(tmp_path / "model")
+    save_file({"x": torch.zeros(1)}, tmp_path / "model" / "model.safetensors")  # beside which PEFT would read it
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(OSError, match=r"adapter_model\.safetensors"):
         UnimodalARForGeneration.from_pretrained(tmp_path / "model")
     (tmp_path / "body" / "model.safetensors").unlink()
     (tmp_path / "body" / "pytorch_model.bin").write_bytes(trap)
@@ -161,6 +168,43 @@ def test_no_code_of_a_repository_is_run_or_downloaded(
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("part", ["", "backbone"])
+@pytest.mark.parametrize("kernel", ["you/kernel:run", {"": "eager", "model": "you/kernel"}])
+def test_no_code_that_a_configuration_names_is_run(
+    hub: HubServer, theirs: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, kernel: Any
+) -> None:
+    """Kernels on the Hub, which transformers gets where a config.json asks for them."""
+    monkeypatch.setattr(hub_kernels, "get_kernel", lambda *_, **__: pytest.fail("it was run"))
+    config = json.loads(theirs["config.json"])
+    (config[part] if part else config)["attn_implementation"] = kernel
+    hub.put("you/grey", {**theirs, "config.json": json.dumps(config).encode()})
+    match = r"^attn_implementation in .* is 'you/kernel.*', which is code on the Hub; it must be named when"
+    for read in (pipelines.load, UnimodalARForGeneration.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(ValueError, match=match):
+            read("you/grey")
+    if not part:
+        body = _source(tmp_path / "body")
+        settings = json.loads((body / "config.json").read_text()) | {"attn_implementation": kernel}
+        (body / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(ValueError, match=match):
+            _model(body)
+        with pytest.raises(ValueError, match=match):
+            UnimodalARForGeneration.from_pretrained(tmp_path, subfolder="body")
+
+
+def test_nobody_is_asked_to_trust_the_code_of_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked to trust the code"))
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.T", None]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(EVIL.format(marker=str(tmp_path / "run")))
+    states = TextStates(LanguageModel(pretrained=str(tmp_path)))
+    for read in (lambda: states.width, states._probe):
+        with pytest.raises(ValueError, match=r"which cannot be loaded .* contains custom code which must be executed"):
+            read()
+    assert not (tmp_path / "run").exists()
+
+
 def test_yaml_makes_plain_data_only(tmp_path: Path) -> None:
     marker, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
     recipe.write_text(f"data: !!python/object/apply:os.mkdir ['{marker}']\n")
@@ -209,6 +253,21 @@ def test_adapters_from_the_hub_name_no_place_outside(
     (tmp_path / "theirs" / "processor_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="outside of its folder"):
         push(tmp_path / "theirs", "me/grey")
+
+
+def test_adapters_from_the_hub_find_nothing_in_the_working_directory(
+    hub: HubServer, theirs: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads(theirs["processor_config.json"])
+    config["adapters"]["image"]["elements"] = {"kind": "tokenizer", "path": "private"}
+    hub.put("you/grey", {**theirs, "processor_config.json": json.dumps(config).encode()})
+    (tmp_path / "private").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for read in (load_adapters, pipelines.load, lambda name: pull(name, tmp_path / "pulled")):
+        with pytest.raises(
+            ValueError, match=r"processor_config\.json of 'you/grey' names 'private', which is not there"
+        ):
+            read("you/grey")
 
 
 @pytest.mark.parametrize(
@@ -266,18 +325,35 @@ def test_what_an_interrupted_download_left_is_checked(
         model_folder("you/grey")
     hub.damaged.clear()
     folder = model_folder("you/grey")
-    monkeypatch.setattr(hashlib, "sha256", lambda: pytest.fail("computed again"))
-    assert model_folder("you/grey") == folder
+    with monkeypatch.context() as known:
+        known.setattr(hashlib, "sha256", lambda: pytest.fail("computed again"))
+        assert model_folder("you/grey") == folder
+    for file in (folder / shard, (folder / shard).resolve()):  # as `hf cache rm` does, and it comes damaged again
+        file.unlink()
+    hub.damaged[shard] = bytes(content)
+    with pytest.raises(ValueError, match=rf"^{shard} arrived damaged: its SHA-256 is"):
+        model_folder("you/grey")
 
 
 def test_a_file_that_is_cut_off_is_refused(hub: HubServer, theirs: dict[str, bytes], tmp_path: Path) -> None:
     shard = _shard(theirs)
     hub.damaged[shard] = theirs[shard][:-100]
-    _refused(hub, theirs, "^the Hub could not be asked about 'you/grey' .*Consistency check failed", tmp_path)
+    _refused(hub, theirs, "^the exchange with the Hub about 'you/grey' failed .*Consistency check failed", tmp_path)
     hub.damaged.clear()
     cut = {**theirs, shard: theirs[shard][:-100]}  # so it was uploaded
     _refused(hub, cut, rf"{shard}' is no whole safetensors file \(.*\); download or copy it again", tmp_path)
     _refused(hub, {**theirs, shard: b"\xff" * 64}, rf"{shard}' is no whole safetensors file \(", tmp_path)
+    long = (2**60).to_bytes(8, "little") + theirs[shard][8:]  # a header that no memory holds
+    _refused(hub, {**theirs, shard: long}, rf"{shard}' is no whole safetensors file \(", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"[]", b'{"weight_map": []}'])
+def test_damaged_json_is_refused(hub: HubServer, theirs: dict[str, bytes], tmp_path: Path, content: bytes) -> None:
+    index = {**theirs, "model.safetensors.index.json": content}
+    _refused(hub, index, r"index.json (is no readable JSON: |holds a list; it must|has no weight_map)", tmp_path)
+    hub.put("you/grey", {**theirs, "processor_config.json": content}, message="again")
+    with pytest.raises(ValueError, match=r"processor_config.json (is no readable JSON: |holds|must be)"):
+        pipelines.load("you/grey")
 
 
 def test_a_shard_that_is_missing_is_named(hub: HubServer, theirs: dict[str, bytes], tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pickle
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -296,18 +295,14 @@ def test_a_body_from_the_hub_is_of_the_same_commit(
 ) -> None:
     """Names and branches move on: what they mean now is compared."""
     asked: list[Any] = []
-
-    def config(place: str, **options: Any) -> Any:
-        asked.append((place, options))
-        return SimpleNamespace(_commit_hash=commit)
-
-    monkeypatch.setattr(AutoConfig, "from_pretrained", config)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda place, **options: asked.append((place, options)))
+    monkeypatch.setattr("unimodal_ar.adapters.text_states.commit_of", lambda place, options: commit)
     states = TextStates(LanguageModel(pretrained="some/llm", revision="main"))
     source = {"name_or_path": "some/llm", "revision": "abc", "gguf_file": None}
     assert states._is_from_here(source) == expected
     assert not states._is_from_here(source | {"name_or_path": "other/llm"})
     assert not states._is_from_here(source | {"subfolder": "x"}) and not states._is_from_here(source | {"own": True})
-    assert asked == [("some/llm", {"revision": "main"})]
+    assert asked == [("some/llm", {"revision": "main", "trust_remote_code": False})]
 
 
 @pytest.mark.parametrize("placed", [False, True])

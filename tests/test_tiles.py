@@ -74,6 +74,6 @@ def test_a_model_computes_the_same_in_tiles(monkeypatch: pytest.MonkeyPatch, pad
         raise RuntimeError("in tiles")
 
     monkeypatch.setattr(AttentionPattern, "tiles", refuse)
-    masks._remembered.cache_clear()
+    masks._kept.clear()
     with pytest.raises(RuntimeError, match="in tiles"):
         model(segments)

@@ -1,7 +1,7 @@
-"""What two processes do together, for tests/test_distributed.py: `python -m tests.two_processes FOLDER SCENARIO ...`.
+"""What two processes do together, for the fixture `both`: `python -m tests.two_processes FOLDER`.
 
 They are forked once everything is imported, before any of torch's threads. What a scenario returns is written to
-FOLDER/SCENARIO-RANK.pt; with "fsdp_" before its name it runs under FSDP, as accelerate's launcher would ask for it."""
+FOLDER/SCENARIO-RANK.pt; with "fsdp_" before its name it runs under FSDP, as accelerate's launcher asks for it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.commands import launch  # type: ignore[import-untyped]
+from accelerate.utils.launch import prepare_multi_gpu_env  # type: ignore[import-untyped]
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.utils.data import IterableDataset
 
 from unimodal_ar import UnimodalARForGeneration, ranks
 from unimodal_ar.evaluation.likelihood import negative_log_likelihood
+from unimodal_ar.recipes.train import train
 from unimodal_ar.training import UnimodalARTrainer
+from unimodal_ar.training.documents import load_recipe
 from unimodal_ar.training.trainer import collate_segments
 
+from .ema_in_shards import averaged, faulty
 from .test_transformers_traps import NESTED, UNEQUAL, _model, _nested, _trainer
 
 Found = dict[str, Any]
+CONFIGURATIONS = Path(__file__).parents[1] / "recipes" / "accelerate"
+TOY = [
+    *("model.backbone.hidden_size=16", "model.backbone.num_hidden_layers=2", "model.backbone.num_attention_heads=2"),
+    *("model.backbone.dropout=0", "training.logging_strategy=steps", "training.logging_steps=1"),
+    *("training.disable_tqdm=true", "training.use_cpu=true", "training.warmup_steps=0"),
+]
+TEMPERATURE = [
+    *TOY,
+    *("training.max_steps=4", "training.eval_strategy=steps", "training.eval_steps=2", "data.validation_stride=20"),
+    *("data.min_lookback=336", "data.stop=2200", "evaluation.stride=168", "evaluation.num_samples=5"),
+]
+FEW: dict[str, Any] = dict(num_train_epochs=3, max_steps=-1, eval_strategy="epoch")
 
 
 class Counted(list):
@@ -91,6 +109,31 @@ def uneven(folder: Path) -> Found:
     return trained(trainer) | {"taken": examples.taken}
 
 
+def few(folder: Path) -> Found:
+    """One example is trained with, and one is evaluated: one of the processes has none of its own."""
+    cut: Any = FEW | dict(per_device_train_batch_size=2, per_device_eval_batch_size=2)
+    return trained(_trainer(_model(**NESTED), folder, [_nested(0)], [_nested(20)], **cut))
+
+
+class Stream(IterableDataset):
+    """Seven examples, of which nobody knows how many they are."""
+
+    def __iter__(self) -> Any:
+        return iter([_nested(i) for i in range(7)])
+
+
+def stream(folder: Path) -> Found:
+    examples: Any = Stream()
+    cut: Any = dict(per_device_train_batch_size=2, max_steps=3, accelerator_config={"dispatch_batches": False})
+    return trained(_trainer(_model(**NESTED), folder, examples, examples, eval_strategy="steps", eval_steps=3, **cut))
+
+
+def recipe(folder: Path) -> Found:
+    """A whole recipe."""
+    train(load_recipe("next_patch/temperature", [*TEMPERATURE, PART, f"output_dir={folder / 'model'}"]))
+    return {}
+
+
 def shared(folder: Path) -> Found:
     """A likelihood and a list, together and alone."""
     model = _model(grid=NESTED["grid"]).eval()
@@ -103,28 +146,39 @@ def shared(folder: Path) -> Found:
     return found
 
 
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-SCENARIOS = {function.__name__: function for function in (unequal, modalities, hosted, uneven, shared)}
+PART = "training.per_device_train_batch_size=4"  # of two processes, each
+TOGETHER = (unequal, modalities, uneven, few, stream, shared, faulty)
+SHARDED = (unequal, modalities, hosted, uneven, recipe, averaged, faulty)
+SCENARIOS = {x.__name__: x for x in TOGETHER} | {f"fsdp_{x.__name__}": x for x in SHARDED}
 
 
-def _run(rank: int, port: int, folder: Path, names: list[str]) -> None:
+def _fsdp() -> dict[str, str]:
+    """What accelerate's launcher tells its processes of fsdp2.yaml."""
+    flags = ["--config_file", str(CONFIGURATIONS / "fsdp2.yaml"), "--main_process_port", "0", "script"]
+    arguments, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(flags))
+    told = prepare_multi_gpu_env(arguments)
+    return {key: value for key, value in told.items() if key.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))}
+
+
+def _run(rank: int, port: int, folder: Path, fsdp: dict[str, str]) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    for name in names:
-        for key, value in FSDP.items():
+    for name, scenario in SCENARIOS.items():
+        for key, value in fsdp.items():
             os.environ.pop(key, None)
             if name.startswith("fsdp_"):
                 os.environ[key] = value
-        torch.save(SCENARIOS[name.removeprefix("fsdp_")](folder / name), folder / f"{name}-{rank}.pt")
+        torch.save(scenario(folder / name), folder / f"{name}-{rank}.pt")
 
 
-def main(folder: Path, names: list[str]) -> None:
+def main(folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    fsdp = _fsdp()
     fork = multiprocessing.get_context("fork")
-    both = [fork.Process(target=_run, args=(rank, port, folder, names)) for rank in range(2)]
+    both = [fork.Process(target=_run, args=(rank, port, folder, fsdp)) for rank in range(2)]
     for process in both:
         process.start()
     for process in both:
@@ -133,4 +187,4 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]))

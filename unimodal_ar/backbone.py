@@ -223,10 +223,13 @@ class HostedBackbone(Backbone):
         return None
 
     def freeze_unused(self) -> None:
-        """Freezes a frozen body, else its token table: values enter as embeddings."""
+        """Freezes a frozen body, else its token table, as values enter as embeddings, and what BERT's kind makes of the
+        first position."""
         super().freeze_unused()
         if not isinstance(self.model, nn.Identity):
-            self.model.get_input_embeddings().requires_grad_(False)
+            for module in (self.model.get_input_embeddings(), getattr(self.model, "pooler", None)):
+                if module is not None:
+                    module.requires_grad_(False)
 
     def new_cache(self) -> Any:
         # With its configuration a cache of sliding layers would drop keys that our masks still count.

@@ -87,9 +87,12 @@ def body_of(model: Any) -> Any:
 
 
 def own_source(folder: str | os.PathLike[str], body: nn.Module) -> dict[str, Any]:
-    """What `backbone_source` says of a `body` that is that of the model of this package in `folder`."""
-    place = str(Path(folder).absolute())
-    return Source(name_or_path=place, own=True, fingerprint=fingerprint(body.state_dict())).model_dump(mode="json")
+    """What `backbone_source` says of a `body` that is that of the model of this package in `folder` (or of that id on
+    the Hub, which it was just loaded from)."""
+    commit = commit_of(os.fspath(folder), {})
+    place = os.fspath(folder) if commit is not None else str(Path(folder).absolute())
+    source = Source(name_or_path=place, revision=commit, own=True, fingerprint=fingerprint(body.state_dict()))
+    return source.model_dump(mode="json")
 
 
 def source_of(place: str, body: PreTrainedModel, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -66,15 +66,18 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_recipes(commands: Any) -> None:
-    command = commands.add_parser("recipes", help="list the shipped recipes, or print one")
+    command = commands.add_parser(
+        "recipes", help="list the shipped recipes, and configurations for accelerate, or print one"
+    )
     command.add_argument("recipe", nargs="?", help="print this one (redirect it to a file to make it yours)")
     command.set_defaults(run=_recipes)
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
-    from .training.documents import read_recipe, shipped_recipes
+    from .training.documents import read_recipe, shipped_configurations, shipped_recipes
 
-    print(read_recipe(arguments.recipe).rstrip() if arguments.recipe else "\n".join(shipped_recipes()))
+    names = [*shipped_recipes(), *shipped_configurations()]
+    print(read_recipe(arguments.recipe).rstrip() if arguments.recipe else "\n".join(names))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModel
 from transformers.utils.quantization_config import GgufConfig
 
-from .places import folder_of
+from .places import check_config, folder_of
 
 FLOAT16 = (torch.float16, "float16")
 
@@ -35,12 +35,15 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 def read_body(place: str, dtype: Any = "auto", **kwargs: Any) -> Any:
     """A body of `place` (see `places.folder_of`) as transformers loads it. To be had in float16 it is read in float32,
     which has the fingerprint of what is stored; casting it is the caller's. No pickle is read, and no code of a
-    repository is run unless the caller says so."""
+    repository is run unless the caller says so (ValueError where its config.json asks for some)."""
+    place = folder_of(place)
     plain = kwargs.get("quantization_config") is None
     if plain and kwargs.get("gguf_file") is not None:  # else the machine would decide whether weights are left packed
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
     dtype = torch.float32 if plain and dtype in FLOAT16 else dtype
     if kwargs.get("gguf_file") is None:
         kwargs.setdefault("use_safetensors", True)
+        if kwargs.get("config") is None:
+            check_config(place, kwargs)
     kwargs.setdefault("trust_remote_code", False)
-    return AutoModel.from_pretrained(folder_of(place), dtype=dtype, **kwargs)
+    return AutoModel.from_pretrained(place, dtype=dtype, **kwargs)

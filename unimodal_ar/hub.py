@@ -24,7 +24,7 @@ from .generation import UnimodalARGenerationConfig
 from .intact import LAYERS, check_weights, named_places, read_json
 from .modeling import UnimodalARForGeneration
 from .places import CARD, DESCRIBING, PACKAGE, is_models, model_folder, part_names
-from .saving import check_output, write_whole
+from .saving import check_output, clear_partial, write_whole
 from .sharing import as_json, based_on, check_portable, commit, contents
 
 __all__ = ["Shareable", "model_folder", "pull", "push"]
@@ -81,7 +81,7 @@ def pull(
         repo_id: "owner/name".
         out: the folder; made if it is missing.
         revision: a branch, a tag or a commit; None: "main".
-        overwrite: replace a model that is there.
+        overwrite: replace a model that is there, or what a pull that was killed left of one.
         option: what messages call `out`.
         hub: the other arguments of `model_folder`.
 
@@ -93,12 +93,15 @@ def pull(
         raise ValueError(f"{option} is {str(out)!r}, which is a file; it must be a folder")
     if Path(repo_id).is_dir():
         raise ValueError(f"repo_id is {repo_id!r}, a folder; it must be an id on the Hub, 'owner/name'")
+    whole = (out / "config.json").exists()
+    left = overwrite and clear_partial(out) and not whole
+    check_output(out, option, overwrite)  # before anything is downloaded
     folder = model_folder(repo_id, revision, **hub)
     files = _files(folder)
     # The card of a model that is there is replaced with it; without one, it is somebody's own.
-    own = () if (out / "config.json").exists() else (CARD,)
+    own = () if whole else (CARD,)
     beside = [name for name in (*part_names(folder), *own) if (folder / name).exists()]
-    check_output(out, option, overwrite, folders=beside)
+    check_output(out, option, overwrite, folders=[] if left else beside)
 
     def write(partial: Path) -> None:
         for file in files:
@@ -111,7 +114,13 @@ def pull(
             (partial / lora.CONFIG).write_bytes(based_on(folder, str(out.absolute())))
 
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out, write, replace=True)
+    try:
+        write_whole(out, write, replace=True)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{option} is {str(out)!r}, from which something took {error.filename!r} meanwhile; pull again when no "
+            "other process writes there"
+        ) from error
     return out
 
 

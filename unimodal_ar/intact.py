@@ -30,7 +30,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Raises ValueError where `file` holds no JSON object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no readable JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; it must be a JSON object")
@@ -101,8 +101,27 @@ def header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def named_places(content: Any) -> Iterator[tuple[str, str]]:
     """(key, place) of every folder or id that the content of a processor_config.json names."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            if key in _PLACES and isinstance(value, str):
-                yield key, value
-            yield from named_places(value)
+    return ((key, value) for key, value in _texts(content) if key in _PLACES)
+
+
+def check_kernels(config: Any, where: str) -> None:
+    """Raises ValueError where the content of a config.json asks for kernels on the Hub ("owner/name"): they are code,
+    which transformers would get and run. (Whoever loads a model may ask for them, by `attn_implementation`.)"""
+    for key, value in _texts(config):
+        if key.endswith("_implementation") and "/" in value:
+            raise ValueError(
+                f"{key} in {where} is {value!r}, which is code on the Hub; it must be named when the model is loaded"
+            )
+
+
+def _texts(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of all texts in JSON; those in a list, or in a mapping of a key with "_implementation" (parts of a
+    model -> kernel), are of that key."""
+    if isinstance(content, str):
+        yield key, content
+    elif isinstance(content, Mapping):
+        for inner, value in content.items():
+            yield from _texts(value, key if key.endswith("_implementation") else inner)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _texts(value, key)

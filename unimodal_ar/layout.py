@@ -186,9 +186,8 @@ class Layout:
                 numbers = own_blocks.repeat_interleave(_count(cell))
             else:
                 numbers = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-            if ORDERS[order].source is None:
-                source = _equal_rank(index, numbers)
-            else:
+            source = _equal_rank(index, numbers)
+            if ORDERS[order].source is not None:
                 source = _own_source(order, block, units, members)[index]
                 if not ((source < 0) | (numbers[index.argsort()][source] < numbers)).all():
                     raise ValueError(f"order {order!r} has a source that is of no earlier block, on grid {grid}")
@@ -220,11 +219,13 @@ class Layout:
         return len(torch.unique(self.source)) < len(self)
 
     @cached_property
+    @torch.inference_mode(False)  # else training could not use what sampling made
     def rank(self) -> Tensor:
         """[N] long: place of each element in its block."""
         return torch.arange(len(self), device=self.block.device) - torch.searchsorted(self.block, self.block)
 
     @cached_property
+    @torch.inference_mode(False)
     def own_source(self) -> Tensor:
         """[N] long: `source`, but -1 where the element before in the block reads the same one."""
         shared = torch.zeros_like(self.source, dtype=torch.bool)
@@ -232,6 +233,7 @@ class Layout:
         return self.source.masked_fill(shared, -1)
 
     @cached_property
+    @torch.inference_mode(False)
     def unread(self) -> Tensor:
         """[E] long: places in generation order whose element is the source of none in the block after its own."""
         read = torch.zeros_like(self.block, dtype=torch.bool)
@@ -260,6 +262,7 @@ class Layout:
         return first, tuple(counts)
 
     @cached_property
+    @torch.inference_mode(False)
     def source_coords(self) -> Tensor:
         """[N, 3] long: coordinates of each element's source; a start has those of the element itself."""
         return self.coords_of(torch.where(self.source < 0, self.index, self.source))
@@ -289,6 +292,7 @@ class Layout:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def cached_layout(grid: Grid, order: str, block: Any, seed: int | None, device: torch.device) -> Layout:
     """A layout that is asked for again and again; `block` must be hashable, `seed` fixes a random order."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -309,8 +313,7 @@ def _cell(block: Block, grid: Grid) -> Grid:
     if isinstance(block, Mapping):
         if set(block) != {"cell"}:
             raise ValueError(f"block is {dict(block)!r}; as a mapping it must be {{'cell': [t, h, w]}}")
-        cell = block["cell"]
-        block = tuple(cell) if isinstance(cell, Sequence) else (cell,)
+        block = tuple(block["cell"]) if isinstance(block["cell"], Sequence) else (block["cell"],)
     if not isinstance(block, tuple):
         return 1, 1, 1
     if len(block) != 3 or any(not isinstance(size, int) or size < 1 for size in block):
@@ -338,8 +341,7 @@ def whole_cells(known: Tensor, grid: Grid, block: Block) -> Tensor:
     """[N] bool in raster order: the elements of cells, rows or frames of `block` that are known [N] as a whole; all
     that are known where it does not speak of any."""
     members = cells(grid, _cell(block, grid)).to(known.device)
-    whole = known[members].all(1, keepdim=True).expand_as(members)
-    return torch.zeros_like(known).index_put((members,), whole)
+    return torch.zeros_like(known).index_put((members,), known[members].all(1, keepdim=True).expand_as(members))
 
 
 def _sizes(block: Block, n: int, first: int = 0) -> list[int] | None:

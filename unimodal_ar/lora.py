@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 NAME = "default"  # what PEFT calls layers that have no other name
@@ -167,9 +168,7 @@ def find(name: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]] |
     config = _config(name, hub)
     if config is None:
         return None
-    from peft import load_peft_weights
-
-    weights = load_peft_weights(str(name), device="cpu", **hub)
+    weights = load_file(cast(str, cached_file(str(name), WEIGHTS, **hub)))  # PEFT's own would read a pickle, too
     config.inference_mode, config.modules_to_save = False, None  # they are no copies here, but the modules themselves
     return config, {key.removeprefix(PREFIX): x for key, x in weights.items()}
 

@@ -4,8 +4,7 @@ every attention kernel."""
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +17,9 @@ TAKE_MASKS = ("eager", "flex_attention", "sdpa")
 
 TILE = 128
 """Queries per tile: fewer take more calls, more see keys in vain."""
+
+KEPT, KEPT_BYTES = 16, 2**28
+"""Masks that are remembered: so many, and of so many bytes, though always the last one."""
 
 _LATER = 2**40  # above the number of any block
 
@@ -127,9 +129,21 @@ class AttentionPattern:
     def made(self, kind: str, *arguments: Any) -> Any:
         """What the method `kind` returns: "dense", "tiles" or "flex". Of patterns alike it is made once."""
         # Tensors of tracing are none that another call could use.
-        if self.key is None or self.valid is not None or type(self.block) is not Tensor:
+        traced = type(self.block) is not Tensor or torch.compiler.is_compiling()
+        if self.key is None or self.valid is not None or traced:
             return getattr(self, kind)(*arguments)
-        return _remembered(_Wanted((self.key, self.queries, self.block.device, kind, arguments), self))
+        device = self.block.device
+        # What one stream is still making, another one would read too early.
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        key = self.key, self.queries, device, stream, kind, arguments
+        # Threads may do this at a time: every step is a single operation of the dictionary, or on a copy of it.
+        mask = _kept.pop(key, None)
+        if mask is None:
+            with torch.inference_mode(False), torch.no_grad():  # or training could not use what sampling made
+                mask = getattr(self, kind)(*arguments)
+        _kept[key] = mask  # the last one
+        _forget()
+        return mask
 
     def padded(self, count: int) -> AttentionPattern:
         """With `count` more positions at the end, each a block of its own that no query so far sees."""
@@ -179,17 +193,24 @@ class AttentionPattern:
             )
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    key: tuple[Any, ...]  # what kind of mask, of what
-    pattern: AttentionPattern = field(compare=False)
+_kept: dict[Hashable, Any] = {}  # masks by what they are made of, the one wanted last at the end
 
 
-@lru_cache(maxsize=16)
-def _remembered(wanted: _Wanted) -> Any:
-    *_, kind, arguments = wanted.key
-    with torch.inference_mode(False), torch.no_grad():  # or training could not use what sampling made
-        return getattr(wanted.pattern, kind)(*arguments)
+def _forget() -> None:
+    """Drops the masks that were not wanted for longest, until `KEPT` of them and `KEPT_BYTES` are left, or one."""
+    masks = list(_kept.items())
+    size = sum(_bytes(mask) for _, mask in masks)
+    for key, mask in masks[:-1]:
+        if len(masks) <= KEPT and size <= KEPT_BYTES:
+            return
+        _kept.pop(key, None)
+        masks, size = masks[1:], size - _bytes(mask)
+
+
+def _bytes(mask: Any) -> int:
+    """Of a dense mask or tiles. (A BlockMask has a few numbers for each of its tiles.)"""
+    tensors = [mask] if isinstance(mask, Tensor) else [tile.mask for tile in mask] if isinstance(mask, list) else []
+    return sum(x.nbytes for x in tensors)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -190,17 +190,20 @@ class UnimodalARForGeneration(  # type: ignore[misc]  # from_pretrained has fewe
         return output
 
     def _with_all(self, loss: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """`loss`, on which every trained parameter of embeddings and heads depends: those that these segments leave out
-        get a gradient of zero, because the processes of a training wait for each other's gradients of all of them."""
+        """`loss`, on which every trained parameter around the body depends: those that these segments leave out get a
+        gradient of zero, because the processes of a training wait for each other's gradients of all of them."""
+        lacking: list[nn.Module] = []
         for name, embedding in self.embeddings.items():
             head = [self.heads[name]] if name in self.heads else []
             roles = {segment.target for segment in segments if segment.modality == name}
-            if roles == {bool(head)} and (not head or embedding.null is None):
-                continue
-            for module in (embedding, *head):
-                trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-                for parameter in trained:  # empty sums: weights times 0 would be NaN where one is infinite
-                    loss = loss + parameter.flatten()[:0].sum()
+            if roles != {bool(head)} or (head and embedding.null is not None):
+                lacking += [embedding, *head]
+        level = getattr(self.backbone, "level", None)
+        if level is not None and not any(s.target and self.objectives[s.modality].has_levels for s in segments):
+            lacking.append(level)
+        for parameter in (parameter for module in lacking for parameter in module.parameters()):
+            if parameter.requires_grad:  # empty sums: weights times 0 would be NaN where one is infinite
+                loss = loss + parameter.flatten()[:0].sum()
         return loss
 
     def _chosen(self, layouts: Mapping[str, Layout], segment: Segment) -> Layout:

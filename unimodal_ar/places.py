@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from .intact import INDEX, LAYERS, WEIGHTS, check_weights, leaves, named_places, read_json, weight_files
+from .intact import INDEX, LAYERS, WEIGHTS, check_kernels, check_weights, leaves, named_places, read_json, weight_files
 
 PACKAGE = "package:"
 PROCESSOR, CARD = "processor_config.json", "README.md"
@@ -85,8 +86,12 @@ def model_folder(
         return Path(place)
     if Path(place).exists() or not HUB_ID.fullmatch(place):
         raise ValueError(f"{place!r} is no folder; it must be one, or an id on the Hub, 'owner/name'")
+    if local_files_only and force_download:
+        raise ValueError("force_download is True and local_files_only, too; what uses no network downloads nothing")
     with telling_of_hub(place, revision, _NO_FOLDER):
         silent = None if local_files_only else _silence(place, revision, token)
+        if silent is not None and force_download:  # what is in the cache is not what was asked for
+            raise silent
     cached = local_files_only or silent is not None
     reading: dict[str, Any] = {
         **{"cache_dir": cache_dir, "token": token, "local_files_only": cached, "force_download": force_download},
@@ -96,6 +101,9 @@ def model_folder(
     if parts:  # of the same commit, whatever a branch has become since
         patterns = [f"{part}/{pattern}" for part in parts for pattern in PART_FILES]
         _snapshot(place, folder.name, patterns, reading, silent)
+    lacking = [part for part in parts if not (folder / part).is_dir()]
+    if lacking:  # else it would be looked for in the working directory
+        raise ValueError(f"{PROCESSOR} of {place!r} names {lacking[0]!r}, which is not there beside it; save it anew")
     whole = (folder / "config.json").is_file()
     if cached and not (whole and (not weights or weight_files(folder))):
         raise ValueError(
@@ -107,6 +115,18 @@ def model_folder(
     if weights:
         check_weights(folder)
     return folder
+
+
+def repository_files(name: str, patterns: list[str]) -> Path:
+    """A snapshot of a repository on the Hub, whatever is in it, with its files of `patterns`: downloaded, or found in
+    the cache where the Hub does not answer.
+
+    Raises:
+        ValueError: as `model_folder`.
+    """
+    with telling_of_hub(name, None, _NO_FOLDER):
+        silent = _silence(name, None, None)
+    return _snapshot(name, None, patterns, {"local_files_only": silent is not None}, silent)
 
 
 def local(name: Any, given: dict[str, Any]) -> Any:
@@ -124,14 +144,36 @@ def local(name: Any, given: dict[str, Any]) -> Any:
             f"use_safetensors is {given['use_safetensors']!r}; it must be True, other weights are not read"
         )
     given["use_safetensors"] = True
-    if not isinstance(name, (str, os.PathLike)) or given.get("subfolder"):
+    if not isinstance(name, (str, os.PathLike)):
+        return name
+    if given.get("subfolder"):
+        check_config(os.fspath(name), given)
         return name
     if not Path(name).is_dir():
         hub = {key: given.pop(key) for key in HUB_ARGUMENTS if key in given}
-        return str(model_folder(name, **{key: value for key, value in hub.items() if value is not None}))
-    if not weight_files(Path(name)) and given.get("state_dict") is None:
+        name = str(model_folder(name, **{key: value for key, value in hub.items() if value is not None}))
+    elif not weight_files(Path(name)) and given.get("state_dict") is None:
         check_weights(Path(name))  # which says so
+    config = Path(name, "config.json")
+    if config.is_file():
+        check_kernels(read_json(config), str(config))
     return name
+
+
+def check_config(place: str, reading: Mapping[str, Any]) -> None:
+    """`check_kernels` of the config.json that transformers would read.
+
+    Args:
+        place: a folder or an id on the Hub.
+        reading: the other arguments of `from_pretrained`.
+
+    Raises:
+        OSError: there is none.
+    """
+    from transformers import PreTrainedConfig
+
+    where = {key: reading[key] for key in (*HUB_ARGUMENTS, "subfolder") if reading.get(key) is not None}
+    check_kernels(PreTrainedConfig.get_config_dict(place, **where)[0], f"the config.json of {place!r}")
 
 
 def is_from_hub(folder: str | os.PathLike[str]) -> bool:
@@ -140,13 +182,22 @@ def is_from_hub(folder: str | os.PathLike[str]) -> bool:
     return path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--")
 
 
-def check_body_of(folder: Any, source: str) -> None:
-    """Raises ValueError where a model from the Hub refers to a body in a folder of this machine."""
-    if isinstance(folder, (str, os.PathLike)) and is_from_hub(folder) and is_here(source):
-        raise ValueError(
-            f"backbone_source.name_or_path in {str(folder)!r}, which is from the Hub, is {source!r}, a folder; pass as "
-            "backbone where the body is that this model was trained on"
-        )
+def check_body_of(folder: Any, source: Mapping[str, Any]) -> None:
+    """Raises ValueError where a model from the Hub refers to a body in a folder of this machine.
+
+    Args:
+        folder: of the model.
+        source: its `backbone_source`.
+    """
+    if not isinstance(folder, (str, os.PathLike)) or not is_from_hub(folder):
+        return
+    for key in ("name_or_path", "subfolder", "gguf_file"):
+        place = source.get(key)
+        if place is not None and (is_here(place) if key == "name_or_path" else leaves(place)):
+            raise ValueError(
+                f"backbone_source.{key} in {str(folder)!r}, which is from the Hub, is {place!r}, a place on this "
+                "machine; pass as backbone where the body is that this model was trained on"
+            )
 
 
 def is_here(place: str) -> bool:
@@ -217,8 +268,10 @@ def _silence(name: str, revision: str | None, token: str | bool | None) -> Excep
 
 
 def _of_connection(error: Exception) -> bool:
-    """Whether it is of the network: httpx (with other versions of huggingface_hub, httpx2) has its own, no OSError."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2")
+    """Whether it is of the network: httpx (with other versions of huggingface_hub, httpx2) has its own, no OSError. No
+    JSON is what others answer in the Hub's place, such as the page by which to log in to a network."""
+    known = isinstance(error, (OSError, json.JSONDecodeError))
+    return known or type(error).__module__.partition(".")[0] in ("httpx", "httpx2")
 
 
 def _snapshot(
@@ -234,17 +287,20 @@ def _snapshot(
     for file in folder.rglob("*"):
         path = file.relative_to(folder).as_posix()
         if file.is_symlink() and any(fnmatchcase(path, pattern) for pattern in patterns):
-            _check_blob(file, anew=reading["force_download"])
+            _check_blob(file)
     return folder
 
 
-def _check_blob(file: Path, anew: bool) -> None:
+def _check_blob(file: Path) -> None:
     """Raises ValueError, and takes the file out of the cache, where what was downloaded is not what was uploaded: large
     files are called there by the SHA-256 of what they should hold. That it was right is noted beside, so that it is
-    computed once, also where a download was interrupted."""
+    computed once for each download, also where one was interrupted."""
     blob = file.resolve()
     noted = blob.parent.parent / ".unimodal_ar_checked" / blob.name
-    if not re.fullmatch("[0-9a-f]{64}", blob.name) or (noted.exists() and not anew):
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    stamp = f"{blob.stat().st_size} {blob.stat().st_mtime_ns}"
+    if noted.is_file() and noted.read_text() == stamp:
         return
     digest = hashlib.sha256()
     with blob.open("rb") as content:
@@ -259,7 +315,7 @@ def _check_blob(file: Path, anew: bool) -> None:
         )
     with suppress(OSError):  # a cache that may only be read
         noted.parent.mkdir(exist_ok=True)
-        noted.touch()
+        noted.write_text(stamp)
 
 
 @contextmanager
@@ -294,7 +350,7 @@ def telling_of_hub(name: str, revision: str | None = None, besides: str = "is") 
     except Exception as error:
         if not _of_connection(error):
             raise
-        reason = f"the Hub could not be asked about {name!r} ({_line(error)})"
+        reason = f"the exchange with the Hub about {name!r} failed ({_line(error)})"
     else:
         return
     raise ValueError(reason)

@@ -132,7 +132,7 @@ class PretrainedBodyMixin(PushMixin):
             dtype = getattr(torch, model.config.backbone_dtype)
         if source is not None:
             if place is None:
-                check_body_of(name, source["name_or_path"])
+                check_body_of(name, source)
             body = find_body(parse(Source, source, "backbone_source"), place, model.config.backbone, dtype)
             model.attach_body(body if is_quantized(body) else body.to(model.device), source)
         elif place is not None:

@@ -104,6 +104,11 @@ def write_whole(output: Path, write: Callable[[Path], Any], replace: bool = Fals
     partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=output))
     try:
         write(partial)
+        for weights in partial.rglob("*.safetensors"):  # which safetensors 0.8 lets their owner alone read
+            readable = weights.with_suffix(".readable")
+            readable.touch()
+            weights.chmod(readable.stat().st_mode)
+            readable.unlink()
         if replace and (output / "config.json").exists():
             for file in _model_files(output):
                 _remove(file)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from ..places import is_from_hub
     from ..training.evaluate import evaluate
 
     out = Path(arguments.out) if arguments.out else None
@@ -48,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         _check_out(out, Path(arguments.model))
     device = usable_device(arguments.device)
     model = model_of(arguments.model, arguments.revision, "MODEL")
-    if model != arguments.model:
+    if is_from_hub(model):
         _check_data(arguments, Path(model))
     if out is None:
         evaluate(model, arguments.overrides, device)
@@ -67,20 +69,33 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check_data(arguments: argparse.Namespace, model: Path) -> None:
     """Raises ValueError where the recipe of a model from the Hub, which somebody else wrote, says which file of this
-    machine to read."""
+    machine to read: for data, a test part of its own, or series to transfer to."""
     from ..training.documents import load_recipe
 
-    if not (model / "recipe.yaml").is_file() or any(
-        text.startswith(("data.path=", "data.dataset=")) for text in arguments.overrides
-    ):
+    if not (model / "recipe.yaml").is_file():
         return
-    data = load_recipe(model / "recipe.yaml").get("data")
-    path = data.get("path") if isinstance(data, dict) else None
-    if path is not None:
-        raise ValueError(
-            f"data.path is {path!r} in the recipe of {arguments.model!r}, which is from the Hub; say which file is "
-            "meant by --set data.path=FILE"
-        )
+    named = {override.partition("=")[0] for override in arguments.overrides}
+    named |= {"data.path"} & {key.replace("dataset", "path") for key in named}  # whose place it takes
+    recipe = load_recipe(model / "recipe.yaml")
+    for key, path in _paths({name: recipe.get(name) for name in ("data", "evaluation")}):
+        if not any(f"{key}.".startswith(f"{name}.") for name in named):
+            raise ValueError(
+                f"{key} is {path!r} in the recipe of {arguments.model!r}, which is from the Hub; say what is meant by "
+                f"--set {key}=..."
+            )
+
+
+def _paths(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of all paths in a recipe, by the key that names one; in a list it is the list's."""
+    if isinstance(content, list):
+        yield from ((key, path) for entry in content for _, path in _paths(entry))
+    elif isinstance(content, dict):
+        for name, value in content.items():
+            inner = f"{key}.{name}".lstrip(".")
+            if value is not None and str(name).rpartition("_")[2] == "path":
+                yield inner, value
+            else:
+                yield from _paths(value, inner)
 
 
 def _check_out(out: Path, model: Path) -> None:

@@ -16,7 +16,9 @@ def add(commands: Any) -> None:
     command.add_argument("repo_id", metavar="REPO_ID", help="owner/name")
     command.add_argument("--out", required=True, metavar="DIR", help="where to write the model")
     command.add_argument("--revision", metavar="NAME", help="a branch, a tag or a commit (default main)")
-    command.add_argument("--overwrite", action="store_true", help="replace a model that is already in DIR")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace a model that is in DIR, or what a killed pull left there"
+    )
     command.set_defaults(run=run)
 
 

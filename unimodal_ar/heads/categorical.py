@@ -68,8 +68,7 @@ class CategoricalHead(Head):
 
     def _picked(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """[..., K] log-probability of each code; all are in 0..V-1."""
-        # Layers that PEFT puts around a projection are more than a weight and a bias.
-        if type(self.proj) is nn.Linear and codes.numel() * self.vocab_size > chunked.LIMIT:
+        if chunked.is_bare(self.proj) and codes.numel() * self.vocab_size > chunked.LIMIT:
             rows = hidden if self.split is None else self.split(hidden.to(self.proj.weight.dtype))
             each = 1 if self.split is not None else self.codes
             flat = rows.reshape(-1, rows.shape[-1]), self.proj.weight, self.proj.bias, codes.reshape(-1, each)

@@ -12,11 +12,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 
 LIMIT = 2**24
 """Logits that are there at once: 64 MiB in float32, or a quarter of the table where that is more."""
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether it is no more than a weight and a bias, which may be read without calling it. (Around others PEFT has put
+    layers; hooks fetch the weight from where ZeRO 3 or accelerate keep it, make it anew, or change what comes out.)"""
+    hooked = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+    return type(module) is nn.Linear and not hooked
 
 
 def log_prob(hidden: Tensor, weight: Tensor, bias: Tensor | None, codes: Tensor) -> Tensor:
@@ -35,7 +41,7 @@ def log_prob(hidden: Tensor, weight: Tensor, bias: Tensor | None, codes: Tensor)
 
 
 class _LogProb(torch.autograd.Function):
-    """Its products are in the dtype of `hidden`, its gradients of weight and bias are summed up in theirs."""
+    """Its products are in the dtype of `hidden`; gradients of weight and bias are summed up in float32 or wider."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, codes: Tensor) -> Tensor:
@@ -50,12 +56,17 @@ class _LogProb(torch.autograd.Function):
         return picked - totals
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # `once_differentiable` would say nothing where `gradient` is a constant, and a penalty on gradients be wrong.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"create_graph is True; the log-probability of more than {LIMIT} logits (heads.chunked.LIMIT) cannot "
+                "be differentiated twice"
+            )
         hidden, weight, bias, codes, totals = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+        of_weight = _zeros(weight) if ctx.needs_input_grad[1] else None
+        of_bias = _zeros(bias) if ctx.needs_input_grad[2] else None
         table, shift = _as(hidden, weight, bias)
         for run in _runs(hidden, weight):
             own = gradient[run, :, None]
@@ -69,7 +80,13 @@ class _LogProb(torch.autograd.Function):
                 torch.mm(change, table, out=of_hidden[run])
             if of_weight is not None:
                 _add_product(of_weight, change.T, hidden[run])
+        # (Sums in bfloat16 would lose with every run what a single product does not.)
+        of_weight, of_bias = (None if x is None else x.to(weight.dtype) for x in (of_weight, of_bias))
         return of_hidden, of_weight, of_bias, None
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def _runs(hidden: Tensor, weight: Tensor) -> list[slice]:
@@ -93,5 +110,5 @@ def _logits(hidden: Tensor, table: Tensor, shift: Tensor | None, codes: int) -> 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if total.dtype == right.dtype:
         total.addmm_(left, right)
-    else:  # many sums in bfloat16 would lose what a single product does not
+    else:
         total += left @ right

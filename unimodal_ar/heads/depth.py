@@ -123,7 +123,7 @@ class DepthHead(Head):
 
     def _picked(self, x: Tensor, codes: Tensor) -> Tensor:
         """[..., K] log-probability of each code given those before, from what the transformer says of its place."""
-        if codes.numel() * self.vocab_size > chunked.LIMIT and all(type(p) is nn.Linear for p in self.projections):
+        if codes.numel() * self.vocab_size > chunked.LIMIT and all(map(chunked.is_bare, self.projections)):
             places = []
             for place in range(self.codes):
                 weight = self.projections[0 if self.shared else place].weight

@@ -62,6 +62,9 @@ class Quantization(Strict):
         )
 
 
+Kernel = Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
+
+
 class PretrainedBody(Strict):
     """A pretrained backbone as a recipe writes it.
 
@@ -73,6 +76,8 @@ class PretrainedBody(Strict):
         freeze: leave the body as it is; else it is trained with the rest.
         dtype: of a frozen body's weights: "float32", "bfloat16", "float16", or "auto", as they are stored. What is
             trained is in float32.
+        attn_implementation: the attention's kernel: "eager", "sdpa", "flex_attention", or one of FlashAttention's where
+            that is installed; None: transformers' choice.
         quantization: how a frozen body's linear maps are quantised when they are loaded; None: they are not.
         ablation: what stands in its place, to see what the pretraining is worth (arXiv 2406.16964): "random_init": the
             same body with new weights; "one_attention_layer": one layer of attention of its width and number of heads,
@@ -84,6 +89,7 @@ class PretrainedBody(Strict):
     gguf_file: str | None = None
     freeze: bool = True
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attn_implementation: Kernel | None = None
     quantization: Quantization | None = None
     ablation: Literal["random_init", "one_attention_layer", "none"] | None = None
 
@@ -93,6 +99,10 @@ class PretrainedBody(Strict):
             if getattr(self, key) != plain and (not self.freeze or self.ablation is not None):
                 other = "freeze is false" if not self.freeze else f"ablation is {self.ablation!r}"
                 raise ValueError(f"{key} is for a frozen pretrained body; {other}, so it must be left out")
+        if self.attn_implementation is not None and self.ablation == "none":
+            raise ValueError(
+                "attn_implementation is set and ablation is 'none'; there is no attention, so leave it out"
+            )
         if self.quantization is not None and self.gguf_file is not None:
             raise ValueError(
                 "quantization is of weights that are not quantised; gguf_file names some that are, so leave one out"
@@ -111,11 +121,14 @@ class PretrainedBody(Strict):
     def config(self) -> PreTrainedConfig:
         """The configuration of the backbone; raises OSError where there is none."""
         config = AutoConfig.from_pretrained(folder_of(self.pretrained), **self._place)
+        if self.attn_implementation is not None:
+            config._attn_implementation = self.attn_implementation
         if self.ablation in (None, "random_init"):
             return config
         body = config.get_text_config()
         shape: dict[str, Any] = {"hidden_size": body.hidden_size, "num_attention_heads": body.num_attention_heads}
         if self.ablation == "one_attention_layer":
+            shape["attn_implementation"] = self.attn_implementation
             return UnimodalARDecoderConfig(num_hidden_layers=1, mlp="none", **shape)
         return UnimodalARDecoderConfig(num_hidden_layers=0, norm="none", qk_norm=None, position="none", **shape)
 
@@ -132,6 +145,8 @@ class PretrainedBody(Strict):
         if self.ablation is not None:
             return UnimodalARForGeneration(config)
         loading: dict[str, Any] = {"dtype": self.dtype, **self._place}
+        if self.attn_implementation is not None:
+            loading["attn_implementation"] = self.attn_implementation
         if self.quantization is not None:
             loading["quantization_config"] = self.quantization.config()
         model = UnimodalARForGeneration.from_backbone(

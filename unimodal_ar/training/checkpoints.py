@@ -26,7 +26,7 @@ _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _FREE = (
     *("output_dir", "evaluation", "training.logging_", "training.save_", "training.report_to", "training.run_name"),
     *("training.disable_tqdm", "training.dataloader_num_workers", "training.dataloader_prefetch_factor"),
-    *("training.dataloader_persistent_workers", "training.dataloader_pin_memory"),
+    "training.dataloader_pin_memory",
 )
 # What a user may have changed on purpose, or moved: it is told.
 _TOLD = (

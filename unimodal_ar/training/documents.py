@@ -46,6 +46,10 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises:
         ValueError: no such recipe, a file that is not a YAML mapping, an override that names no place.
     """
+    if str(name) in shipped_configurations():
+        raise ValueError(
+            f"recipe is {str(name)!r}, which is for `accelerate launch --config_file`; it must be a recipe"
+        )
     text = read_recipe(name)
     try:
         document = yaml.load(text, _Loader)
@@ -65,18 +69,22 @@ def recipes_writing(folder: str) -> list[str]:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    root = resources.files(PACKAGE)
-    folders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name != CONFIGURATIONS]
-    return sorted(
-        f"{folder.name}/{file.name.removesuffix('.yaml')}"
-        for folder in folders
-        for file in folder.iterdir()
-        if file.name.endswith(".yaml")
-    )
+    return [name for name in _shipped() if not name.startswith(f"{CONFIGURATIONS}/")]
+
+
+def shipped_configurations() -> list[str]:
+    """Names of the configurations of `accelerate launch` that come with the package."""
+    return [name for name in _shipped() if name.startswith(f"{CONFIGURATIONS}/")]
+
+
+def _shipped() -> list[str]:
+    folders = [folder for folder in resources.files(PACKAGE).iterdir() if folder.is_dir()]
+    files = [(folder.name, file.name) for folder in folders for file in folder.iterdir()]
+    return sorted(f"{folder}/{file.removesuffix('.yaml')}" for folder, file in files if file.endswith(".yaml"))
 
 
 def read_recipe(name: str | os.PathLike[str]) -> str:
-    """The text of a recipe, by path or shipped name."""
+    """The text of a recipe, or of a configuration, by path or shipped name."""
     name, path = str(name), Path(name)
     if path.is_file():
         try:
@@ -86,7 +94,7 @@ def read_recipe(name: str | os.PathLike[str]) -> str:
                 f"recipe {name!r} is not UTF-8 text at byte {error.start}; it must be a YAML file"
             ) from None
     shipped = shipped_recipes()
-    if name in shipped:
+    if name in (*shipped, *shipped_configurations()):
         return resources.files(PACKAGE).joinpath(*f"{name}.yaml".split("/")).read_text(encoding="utf-8")
     near = get_close_matches(name, shipped, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -8,6 +8,7 @@ would have drawn.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
+
+EXAMPLES = "examples"  # of a batch: the indices of its examples in the training data
 
 
 class Draw(NamedTuple):
@@ -70,26 +73,38 @@ class Draws(Sampler[Draw]):
 
 
 class Drawn(Dataset):
-    """Examples whose draws, from the global generators of torch, numpy and Python, are those of their `Draw`; the
-    generators are left as they were."""
+    """Batches of examples whose draws, from the global generators of torch, numpy and Python, are those of their
+    `Draw`; the generators are left as they were. So are those of the collation, which goes on from the last example's.
 
-    def __init__(self, examples: Any) -> None:
-        self.examples = examples
+    Args:
+        examples: the data set.
+        collate: makes a batch of them; None: a list.
+        numbered: the batch knows the indices of its examples, as `EXAMPLES`.
+    """
+
+    def __init__(
+        self, examples: Any, collate: Callable[[list[Any]], Any] | None = None, numbered: bool = False
+    ) -> None:
+        self.examples, self.collate, self.numbered = examples, collate, numbered
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, draw: Draw) -> Any:
-        return self.__getitems__([draw])[0]
-
-    def __getitems__(self, draws: Sequence[Draw]) -> list[Any]:
+    def __getitems__(self, draws: Sequence[Draw]) -> Any:
         """A batch at once, since to keep the generators takes longer than to seed them."""
         with _kept():
-            return [self._looked_up(draw) for draw in draws]
+            examples = [self._looked_up(draw) for draw in draws]
+            batch: Any = examples if self.collate is None else self.collate(examples)
+        return {**batch, EXAMPLES: [draw.example for draw in draws]} if self.numbered else batch
 
     def _looked_up(self, draw: Draw) -> Any:
         _seed(draw.seed)
         return self.examples[draw.example]
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collation of what `Drawn` has collated."""
+    return batch
 
 
 def derived(*numbers: int) -> int:
@@ -128,7 +143,9 @@ class SteadyWorker:
             self.init(worker)
         if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-            threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+            # (The parent of the system may be a server that forks.)
+            training: Any = multiprocessing.parent_process()
+            threading.Thread(target=_obey, args=(training.pid,), daemon=True).start()
 
 
 def _obey(parent: int) -> None:

@@ -12,33 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-EXAMPLES = "examples"  # of a batch: the indices of its examples in the training data
+from .draws import EXAMPLES
+
 _TOLD = 16  # examples that are listed
-
-
-class Numbered(Dataset):
-    """Examples with their indices, for `NumberedCollate`."""
-
-    def __init__(self, examples: Any) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: Any) -> tuple[Any, Any]:
-        return index, self.examples[index]
-
-
-@dataclass(frozen=True)
-class NumberedCollate:
-    """The batch that `collate` makes, with the indices of its examples."""
-
-    collate: Callable[[list[Any]], dict[str, Any]]
-
-    def __call__(self, items: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-        return {**self.collate([example for _, example in items]), EXAMPLES: [index for index, _ in items]}
 
 
 class MicroBatch:

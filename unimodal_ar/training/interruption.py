@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm  # type: ignore[import-untyped]  # types-tqdm is not worth a dependency
 
 from .. import ranks
 
@@ -58,7 +59,8 @@ class Interruption:
         """To be called when the checkpoint `folder` is on disk; not `whole`: nothing can go on from it."""
         if ranks.rank() == 0:
             how = "go on from it by --set training.resume_from_checkpoint=auto"
-            print(f"SIGTERM: saved {folder}; {how if whole else 'only the model, as save_only_model says'}", flush=True)
+            what = how if whole else "only the model, as save_only_model says"
+            tqdm.write(f"SIGTERM: saved {folder}; {what}")  # below no half-drawn bar
         raise SystemExit(STATUS)
 
     def _note(self, *given: Any) -> None:

@@ -13,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 class PeakMemory:
@@ -102,7 +103,7 @@ def kept_memory(forward: Callable[[], object], without: Iterable[Tensor] = ()) -
             kept[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         return x.detach()  # what knows how it was made would keep itself alive
 
-    with saved_tensors_hooks(pack, lambda x: x):
+    with saved_tensors_hooks(pack, lambda x: x), _FlexAttention():
         result = forward()
     total = sum(size for reference, size in kept.values() if not reference.expired())
     del result  # not before: what is kept goes with it
@@ -111,11 +112,62 @@ def kept_memory(forward: Callable[[], object], without: Iterable[Tensor] = ()) -
 
 def count_flops(run: Callable[[], object]) -> int:
     """Floating point operations of the matrix products, convolutions and attention in `run`, a multiplication and an
-    addition counted as two. (Attention counts all pairs of queries and keys that its kernel is given, masked or not.)
+    addition counted as two. (Attention counts all pairs of queries and keys that its kernel is given, masked or not;
+    FlexAttention is given those of the tiles that it does not skip.)
     """
-    with FlopCounterMode(display=False, custom_mapping=_attention_flops()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_attention_flops()) as counter, _FlexAttention() as flex:
         run()
-    return counter.get_total_flops()
+    return counter.get_total_flops() + flex.flops
+
+
+class _FlexAttention:
+    """Within, FlexAttention computes nothing, but keeps for its backward pass what it would keep, and counts what it
+    would compute. (Operations are counted in a mode in which it cannot run, and on the CPU it has no backward pass.)"""
+
+    def __init__(self) -> None:
+        self.flops = 0
+
+    def __enter__(self) -> _FlexAttention:
+        ALL_ATTENTION_FUNCTIONS["flex_attention"] = self._attend  # an override of what all have by `register`
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del ALL_ATTENTION_FUNCTIONS["flex_attention"]
+
+    def _attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
+        """As transformers has it: q [B, A, L, D] and k, v [B, groups, S, D] to [B, L, A, D]."""
+        heads = q.shape[1]
+        if heads & (heads - 1):  # of no power of two its kernel shares no keys
+            k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
+        pairs = len(q) * heads * _pairs(q, k, mask)
+        return _Kept.apply(q, k, v, pairs, self).transpose(1, 2), None  # type: ignore[no-untyped-call]
+
+
+class _Kept(torch.autograd.Function):
+    """FlexAttention without its arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pairs: float, counter: _FlexAttention) -> Tensor:
+        out, sums = q.new_zeros(*q.shape[:3], v.shape[3]), q.new_zeros(q.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, sums)
+        ctx.pairs, ctx.counter = pairs, counter
+        counter.flops += round(2 * pairs * (q.shape[3] + v.shape[3]))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        q, k, v, *_ = ctx.saved_tensors
+        ctx.counter.flops += round(2 * ctx.pairs * (3 * q.shape[3] + 2 * v.shape[3]))
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), None, None
+
+
+def _pairs(q: Tensor, k: Tensor, mask: Any) -> float:
+    """Of query and key, for which a head computes a score: those of the tiles that the mask lets through."""
+    if not hasattr(mask, "kv_num_blocks"):
+        return q.shape[2] * k.shape[2]
+    full = 0 if mask.full_kv_num_blocks is None else int(mask.full_kv_num_blocks.sum())
+    tiles, masks = int(mask.kv_num_blocks.sum()) + full, mask.kv_num_blocks[..., 0].numel()
+    return tiles / masks * mask.BLOCK_SIZE[0] * mask.BLOCK_SIZE[1]
 
 
 def _attention_flops() -> dict[Any, Any]:

@@ -16,7 +16,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from .. import ranks
 from .checkpoints import contents, find_checkpoint, seal
-from .draws import Drawn, Draws, SteadyWorker, derived
+from .draws import Drawn, Draws, SteadyWorker, as_it_is, derived
 from .interruption import Interruption
 
 
@@ -65,7 +65,8 @@ class ResumableTrainer(Trainer):
             )
         output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
         last = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
-        self._end_if_told(last if contents(last) is not None else None)
+        saved = ranks.gather(contents(last) is not None)[0]  # as the first process sees it
+        self._end_if_told(last if saved else None)
         return output
 
     # Data
@@ -80,17 +81,28 @@ class ResumableTrainer(Trainer):
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
-    def _drawing(self, sampler_fn: Callable[[Any], Any], drawn: Drawn) -> Draws:
-        sampler = sampler_fn(drawn.examples)  # a user's own, where a class derived from this makes it
-        ours = isinstance(sampler, Draws)
-        self._draws = sampler if ours else Draws(len(drawn), self._data_seed, shuffle=False, order=sampler)
-        return self._draws
+    def _drawing(self, sampler_fn: Callable[[Any], Any] | None, training: bool, drawn: Drawn) -> Draws:
+        sampler = None if sampler_fn is None else sampler_fn(drawn.examples)
+        if isinstance(sampler, Draws):
+            draws = sampler
+        elif sampler is None or hasattr(sampler, "__len__"):  # a user's own, where a class derived from this makes it
+            draws = Draws(len(drawn), self._data_seed, shuffle=False, order=sampler)
+        else:
+            raise ValueError(f"the sampler of the examples is a {type(sampler).__name__}; it must have a length")
+        if training:
+            self._draws = draws
+        return draws
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("is_training") and not isinstance(dataset, IterableDataset):
-            dataset, kwargs["sampler_fn"] = Drawn(dataset), partial(self._drawing, kwargs["sampler_fn"])
+        """What is drawn for an evaluation is the same in each."""
+        drawn, training = None, bool(kwargs.get("is_training"))
+        if not isinstance(dataset, IterableDataset):
+            dataset = drawn = Drawn(dataset, numbered=training)
+            kwargs["sampler_fn"] = partial(self._drawing, kwargs.get("sampler_fn"), training)
         loader: Any = super()._get_dataloader(dataset, *args, **kwargs)
         base = getattr(loader, "base_dataloader", loader)
+        if drawn is not None:
+            drawn.collate, base.collate_fn = base.collate_fn, as_it_is
         if base.num_workers:
             base.worker_init_fn = SteadyWorker(base.worker_init_fn)
         if base.persistent_workers:
@@ -132,6 +144,11 @@ class ResumableTrainer(Trainer):
             told.append(
                 f"had taken steps of {record['batch']} examples, which are now {now['batch']}, so that the epoch goes "
                 "on at another place"
+            )
+        if isinstance(self.train_dataset, IterableDataset):
+            told.append(
+                "is of a stream (IterableDataset), which is read from its beginning again, so that what it draws is "
+                "drawn anew and earlier passes over it are not counted"
             )
         if told and self.is_world_process_zero():
             print(f"Not exact: {checkpoint} {', and '.join(told)}.")

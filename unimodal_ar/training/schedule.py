@@ -17,6 +17,7 @@ from ..layout import Layout
 from ..modality import ModalityOptions
 from ..modeling import UnimodalARForGeneration
 from ..schema import DiscreteElement
+from .draws import Draws
 from .levels import candidate_ranges, clip_levels, largest_block, levels_problem, search_levels
 
 Points = Sequence[tuple[float, float]]
@@ -186,4 +187,4 @@ def _some(dataloader: Any, count: int) -> Any:
     would confuse accelerate about where training's is.)"""
     data = dataloader.dataset
     step = -(-len(data) // count)
-    return dataloader.collate_fn([data[index] for index in range(0, len(data), step)])
+    return data.__getitems__(list(Draws(len(data), seed=0, shuffle=False))[::step])

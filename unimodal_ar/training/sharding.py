@@ -1,4 +1,4 @@
-"""FSDP through accelerate: what it is told of our models, and what it does not do by itself."""
+"""Distribution through accelerate: what it is told of our models, and what it does not do by itself."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 
 from ..lora import is_quantized
 from ..modeling import UnimodalARForGeneration
+from .launch import NO_DEEPSPEED
 
 
 def wanted(arguments: Any) -> bool:
@@ -22,21 +23,33 @@ def wanted(arguments: Any) -> bool:
 def check(state: Any, fsdp: bool) -> None:
     """Raises ValueError where what was asked for cannot be had; `state` is accelerate's."""
     if _asked("ACCELERATE_USE_DEEPSPEED") and state.distributed_type != DistributedType.DEEPSPEED:
+        raise ValueError(NO_DEEPSPEED)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and state.num_processes == 1:
         raise ValueError(
-            "DeepSpeed is asked for, and training is on the CPU, where accelerate does without; use FSDP2 there "
-            "(recipes/accelerate/fsdp2.yaml)"
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and this process trains alone; without GPUs several train "
+            "together where TrainingArguments has use_cpu=True"
         )
     if not fsdp:
         return
     if state.distributed_type != DistributedType.FSDP:
         raise ValueError(
             "FSDP is asked for, and this process was started alone; start it by `accelerate launch --config_file "
-            "fsdp2.yaml` with num_processes above 1 (see recipes/accelerate/fsdp2.yaml)"
+            "fsdp2.yaml` with num_processes above 1 (see `unimodal-ar recipes accelerate/fsdp2`)"
         )
     if state.fsdp_plugin.fsdp_version != 2:
         raise ValueError(
             f"FSDP's version is {state.fsdp_plugin.fsdp_version}; it must be 2, by fsdp_version: 2 in accelerate's "
-            "configuration (see recipes/accelerate/fsdp2.yaml)"
+            "configuration (see `unimodal-ar recipes accelerate/fsdp2`)"
+        )
+
+
+def check_layers(processes: int, config: Any) -> None:
+    """Raises ValueError where each of several processes would skip layers of its own, and so wait forever for the
+    others' gradients of those."""
+    chance = getattr(config.backbone, "layerdrop", 0)
+    if processes > 1 and chance and not config.freeze_backbone:
+        raise ValueError(
+            f"layerdrop of the {config.backbone.model_type} backbone is {chance}; in several processes it must be 0"
         )
 
 

@@ -66,13 +66,15 @@ class UnimodalARTrainer(ResumableTrainer):
         kwargs: as transformers'.
 
     Raises:
-        ValueError: arguments that do not go with segments; an average with DeepSpeed.
+        ValueError: arguments that do not go with segments; an average with DeepSpeed; in several processes a body that
+            skips layers.
     """
 
     def __init__(self, ema: EMA | None = None, **kwargs: Any) -> None:
         super().__init__(**{"data_collator": collate_segments, **kwargs})
         if self.args.remove_unused_columns:
             raise ValueError("remove_unused_columns is True; segments are not columns, so it must be False")
+        sharding.check_layers(self.args.world_size, self.accelerator.unwrap_model(self.model).config)
         self._evaluated: list[torch.Tensor] = []  # summed loss and number of elements of each batch
         self._micro_batches: list[guard.MicroBatch] = []  # of the optimiser step under way
         self.ema = ema
@@ -86,17 +88,6 @@ class UnimodalARTrainer(ResumableTrainer):
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(Progress)
-
-    def get_train_dataloader(self) -> Any:
-        """The base class's; its batches know the indices of their examples."""
-        data, collator = self.train_dataset, cast(Any, self.data_collator)
-        if isinstance(data, IterableDataset) or data is None:
-            return super().get_train_dataloader()
-        self.train_dataset, self.data_collator = guard.Numbered(data), guard.NumberedCollate(collator)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.train_dataset, self.data_collator = data, collator
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -115,6 +106,8 @@ class UnimodalARTrainer(ResumableTrainer):
         last batches of all processes with some of the first, which would count twice."""
         state, size = self.accelerator.gradient_state, segments[0].batch_size
         if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.active_dataloader._drop_last:
+            return segments
+        if isinstance(state.active_dataloader.dataset, IterableDataset):  # nobody knows how long it is
             return segments
         # (accelerate's own `remainder` is unknown in an epoch that is gone on with.)
         remainder = len(state.active_dataloader.dataset) % (size * self.accelerator.num_processes)
@@ -244,6 +237,9 @@ class UnimodalARTrainer(ResumableTrainer):
         return cast("dict[str, torch.Tensor]", self.accelerator.get_state_dict(self.model_wrapped))
 
     def create_accelerator_and_postprocess(self) -> None:
+        accelerate: Any = self.args.accelerator_config
+        if accelerate.dispatch_batches is None:  # batches of a stream are dispatched by default, but no segments can be
+            accelerate.dispatch_batches = False
         fsdp = sharding.wanted(self.args)
         with sharding.also_on_cpu() if fsdp else nullcontext():
             super().create_accelerator_and_postprocess()
