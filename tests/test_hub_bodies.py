@@ -25,6 +25,7 @@ from tests.test_peft import _adapted, _plain, _source
 from tests.test_trained_part import _losses
 from unimodal_ar import UnimodalARForGeneration, lora, pipelines
 from unimodal_ar.body_source import own_source
+from unimodal_ar.cli import main
 from unimodal_ar.hub import pull, push
 from unimodal_ar.saving import load_model
 from unimodal_ar.sharing import STUB
@@ -73,6 +74,42 @@ def test_a_body_in_a_folder_is_pushed_with_the_model_or_not_at_all(hub: HubServe
     expected = _losses(model)
     _without(hub, tmp_path)
     torch.testing.assert_close(_losses(load_model("me/around")), expected)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_base_of_layers_is_named_when_they_are_pushed(hub: HubServer, tmp_path: Path, own: bool) -> None:
+    """As a user does who has trained both here: first the base, then the layers over it."""
+    source = tmp_path / "body"
+    if own:
+        _plain(_source(tmp_path / "transformers", "llama")).save_pretrained(source, include_backbone=True)
+        push(source, "me/base")
+        model = load_model(source)
+        model.config.backbone_source = own_source(source, model.backbone.model)
+        model.config.freeze_backbone = True
+        model.backbone.freeze_unused()
+    else:
+        model = _plain(_source(source, "llama"))
+        hub.put("me/base", {file.name: file.read_bytes() for file in source.iterdir()})
+    _adapted(model, "lora")
+    model.save_pretrained(tmp_path / "model")
+    for wrong, legal in ((str(source), "must be an id on the Hub"), ("me/other", "on the Hub|be loaded")):
+        with pytest.raises(ValueError, match=legal):
+            push(tmp_path / "model", "me/layers", base=wrong)
+    _source(tmp_path / "other", "llama", seed=1)
+    hub.put("me/other", {file.name: file.read_bytes() for file in (tmp_path / "other").iterdir()})
+    if not own:
+        with pytest.raises(ValueError, match="works with no other body"):
+            push(tmp_path / "model", "me/layers", base="me/other")
+    assert "me/layers" not in hub.repositories
+    assert main(["push", str(tmp_path / "model"), "me/layers", "--base", "me/base"]) == 0
+    expected = _losses(model)
+    written = json.loads(hub.files("me/layers")["config.json"])["backbone_source"]
+    assert written["name_or_path"] == "me/base" and written["own"] == own
+    assert written["revision"] == hub.repositories["me/base"].branches["main"]
+    _without(hub, tmp_path)
+    torch.testing.assert_close(_losses(load_model("me/layers")), expected)
+    with pytest.raises(ValueError, match="base is 'me/base', and the model in .* refers to no frozen body"):
+        push(_image_model(tmp_path / "alone"), "me/alone", base="me/base")
 
 
 def test_a_shared_model_reads_no_body_in_a_folder_of_this_machine(hub: HubServer, tmp_path: Path) -> None:

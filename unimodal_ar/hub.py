@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from .fitting import check_adapter
 from .generation import UnimodalARGenerationConfig
 from .intact import LAYERS, check_weights, named_places, read_json
 from .modeling import UnimodalARForGeneration
-from .places import CARD, DESCRIBING, PACKAGE, is_models, model_folder, part_names
+from .places import CARD, DESCRIBING, HUB_ID, PACKAGE, is_here, is_models, model_folder, part_names, telling_of_hub
 from .saving import check_output, clear_partial, write_whole
 from .sharing import as_json, based_on, check_portable, commit, contents
 
@@ -41,6 +41,7 @@ def push(
     revision: str | None = None,
     commit_message: str | None = None,
     token: str | bool | None = None,
+    base: str | None = None,
 ) -> str:
     """Uploads the model in a folder, in one commit: configuration, weights, adapters with what they carry, recipe,
     evaluation and card. Nothing else that lies there goes along, and what a model left in the repository that this one
@@ -53,17 +54,22 @@ def push(
         revision: the branch, which is made if it is missing; None: "main".
         commit_message: None: "Upload model".
         token: None: the one that `hf auth login` stored, or $HF_TOKEN.
+        base: of a model that was saved without its frozen body, such as layers of PEFT: the id on the Hub of that body
+            (of the model that it is part of), whose newest commit is noted; its weights are checked. None: where the
+            model says.
 
     Returns:
         The commit's address.
 
     Raises:
-        ValueError: the folder holds no whole model that would load elsewhere, or the Hub refuses.
+        ValueError: the folder holds no whole model that would load elsewhere, `base` is another body, or the Hub
+            refuses.
     """
     folder = Path(folder)
-    files = _checked(folder)
+    moved = {} if base is None else {"backbone_source": _source_on_hub(folder, base, token)}
+    files = _checked(folder, moved)
     where = {"private": private, "revision": revision, "message": commit_message, "token": token}
-    return commit(repo_id, contents(folder, files, repo_id, revision), _is_replaced, **where)  # type: ignore[arg-type]
+    return commit(repo_id, contents(folder, files, repo_id, revision, moved), _is_replaced, **where)  # type: ignore[arg-type]
 
 
 def pull(
@@ -162,7 +168,7 @@ class Shareable:
         Args:
             repo_id: "owner/name".
             include_backbone: with the weights of a frozen body, so that the model stands alone.
-            where: `private`, `revision`, `commit_message` and `token`, as `push` takes them.
+            where: `private`, `revision`, `commit_message`, `token` and `base`, as `push` takes them.
 
         Returns:
             The commit's address.
@@ -170,7 +176,7 @@ class Shareable:
         Raises:
             ValueError: as `push`.
         """
-        if not include_backbone:
+        if not include_backbone and where.get("base") is None:
             check_portable(self.model.config, "this model")
         with tempfile.TemporaryDirectory() as scratch:
             self.save_pretrained(scratch, include_backbone=include_backbone)
@@ -195,8 +201,25 @@ def _is_replaced(file: str) -> bool:
     return is_models(file, [part] if part.endswith(tuple(part_folder("", name) for name in PARTS)) else [])
 
 
-def _checked(folder: Path) -> list[str]:
-    """The files of a model's folder, of which nothing but these was looked at to see that they make a model.
+def _source_on_hub(folder: Path, base: str, token: str | bool | None) -> dict[str, Any]:
+    """The `backbone_source` of the model in `folder` whose body is that of `base` on the Hub; raises ValueError where
+    it is not."""
+    source = read_json(folder / "config.json").get("backbone_source")
+    if source is None:
+        raise ValueError(f"base is {base!r}, and the model in {str(folder)!r} refers to no frozen body; leave base out")
+    if is_here(base) or not HUB_ID.fullmatch(base):
+        raise ValueError(f"base is {base!r}; it must be an id on the Hub, 'owner/name'")
+    from huggingface_hub import HfApi
+
+    with telling_of_hub(base):
+        newest = HfApi(token=token).repo_info(base).sha
+    UnimodalARForGeneration.from_pretrained(folder, backbone=base)  # which compares the weights
+    return {**source, "name_or_path": base, "revision": newest}
+
+
+def _checked(folder: Path, moved: Mapping[str, Any]) -> list[str]:
+    """The files of a model's folder, of which nothing but these was looked at to see that they make a model. `moved`:
+    what is to be different in its config.json.
 
     Raises:
         ValueError: they do not, or not one that loads on another machine.
@@ -213,6 +236,9 @@ def _checked(folder: Path) -> list[str]:
                 (alone / file).symlink_to((folder / file).absolute())
             except OSError:  # Windows, where not everybody may make links
                 shutil.copyfile(folder / file, alone / file)
+        if moved:
+            (alone / "config.json").unlink()
+            (alone / "config.json").write_bytes(as_json(read_json(folder / "config.json") | dict(moved)))
         try:
             _check(alone)
         except ValueError as error:

@@ -42,16 +42,18 @@ def check_portable(config: Any, where: str) -> None:
     if source is not None and is_here(source["name_or_path"]):
         raise ValueError(
             f"backbone_source.name_or_path of {where} is {source['name_or_path']!r}, a folder of this machine, where "
-            "nobody else finds the frozen body; push with include_backbone=True (with layers of PEFT: merge them "
-            "first), or correct it to the id on the Hub of the same weights"
+            "nobody else finds the frozen body; push that to the Hub and name it to `hub.push` as base (`unimodal-ar "
+            "push --base ID`), or push with include_backbone=True (with layers of PEFT: merge them first)"
         )
 
 
-def contents(folder: Path, files: list[str], repo_id: str, revision: str | None) -> dict[str, Content]:
+def contents(
+    folder: Path, files: list[str], repo_id: str, revision: str | None, moved: Mapping[str, Any] | None = None
+) -> dict[str, Content]:
     """What a repository holds of a model's `folder`, by path: `files`, of which two say where they are, and the stub
-    for those who lack this package."""
+    for those who lack this package. `moved`: what is different in its config.json."""
     found: dict[str, Content] = {file: folder / file for file in files}
-    found["config.json"] = as_json(read_json(folder / "config.json") | {"auto_map": AUTO_MAP})
+    found["config.json"] = as_json(read_json(folder / "config.json") | {"auto_map": AUTO_MAP} | dict(moved or {}))
     if "adapter_config.json" in found:  # by which PEFT's tools find the base
         found["adapter_config.json"] = based_on(folder, repo_id, revision)
     return found | {STUB: STUB_TEXT.encode()}

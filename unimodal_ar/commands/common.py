@@ -94,7 +94,7 @@ def step_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 # Arguments of the library that are options of the command line, too.
 NAMED = {"steps", "head_steps", "sampler", "roll_out", "given", "mask", "seconds", "window", "overlap", "sink"}
-NAMED |= {"revision"}
+NAMED |= {"revision", "base"}
 
 
 @contextmanager

@@ -19,6 +19,12 @@ def add(commands: Any) -> None:
     command.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     command.add_argument("--revision", metavar="BRANCH", help="made if it is missing (default main)")
     command.add_argument("--message", metavar="TEXT", help="of the commit")
+    command.add_argument(
+        "--base",
+        metavar="ID",
+        help="of a model that was saved without its frozen body (layers of PEFT, say): where on the Hub that is, if the "
+        "model knows a folder only",
+    )
     command.set_defaults(run=run)
 
 
@@ -33,5 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
             private=arguments.private,
             revision=arguments.revision,
             commit_message=arguments.message,
+            base=arguments.base,
         )
     print(f"Pushed {arguments.folder} to {where}")
