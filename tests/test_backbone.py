@@ -36,7 +36,8 @@ def grid_coords(t: int, h: int, w: int) -> Tensor:
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("head_dim", [8, 12])
-def test_is_llama_with_the_right_fields(groups: int, head_dim: int) -> None:
+@pytest.mark.parametrize("position", [{"position_axes": [1.0, 0.0, 0.0]}, {"position": "rope_1d"}])
+def test_is_llama_with_the_right_fields(groups: int, head_dim: int, position: dict[str, Any]) -> None:
     shape: dict[str, Any] = dict(hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
     shape["head_dim"] = head_dim
     config = LlamaConfig(vocab_size=3, num_key_value_heads=groups, rms_norm_eps=1e-5, **shape)
@@ -47,8 +48,8 @@ def test_is_llama_with_the_right_fields(groups: int, head_dim: int) -> None:
         num_key_value_heads=groups,
         qk_norm=None,
         norm_eps=1e-5,
-        position_axes=[1.0, 0.0, 0.0],
         rope_theta=500.0,
+        **position,
         **shape,
     )
     found = native.load_state_dict(llama.state_dict(), strict=False)
@@ -59,6 +60,15 @@ def test_is_llama_with_the_right_fields(groups: int, head_dim: int) -> None:
     positions = torch.tensor([[3, 4, 5, 9, 10, 11, 20, 21, 22]])
     moved = llama(inputs_embeds=x, position_ids=positions).last_hidden_state
     torch.testing.assert_close(native(x, position_ids=positions).last_hidden_state, moved, atol=1e-5, rtol=1e-5)
+    assert (moved - expected).abs().max() > 1e-3
+
+
+def test_rope_1d_counts_positions_whatever_their_coordinates() -> None:
+    model, x, coords = decoder(position="rope_1d"), embeds(length=8), grid_coords(2, 2, 2)
+    expected = model(x).last_hidden_state
+    torch.testing.assert_close(model(x, coords=coords).last_hidden_state, expected, rtol=0, atol=0)
+    torch.testing.assert_close(model(x, coords=-torch.ones_like(coords)).last_hidden_state, expected, rtol=0, atol=0)
+    moved = model(x, coords=coords, position_ids=2 * torch.arange(8)[None]).last_hidden_state
     assert (moved - expected).abs().max() > 1e-3
 
 
@@ -263,6 +273,8 @@ def test_conditioning_and_its_size_go_together() -> None:
         (dict(hidden_size=30), r"hidden_size is 30; it must be a multiple of num_attention_heads 4"),
         (dict(num_key_value_heads=3), r"num_key_value_heads is 3; it must divide num_attention_heads 4"),
         (dict(head_dim=7), r"head_dim is odd"),
+        (dict(head_dim=7, position="rope_1d"), r"head_dim is odd"),
+        (dict(position_axes=[1.0, 0.0, 0.0], position="rope_1d"), r"with position 'rope_1d' .* it must be None"),
         (dict(position_axes=[1.0, 1.0]), r"position_axes is \[1.0, 1.0\]; it must be three shares"),
         (dict(position_axes=[0.0, 0.0, 0.0]), r"position_axes is \[0.0, 0.0, 0.0\]; it must be three shares"),
         (dict(hiden_size=8), r"UnimodalARDecoderConfig has an unknown key 'hiden_size'; did you mean 'hidden_size'\?"),
@@ -285,6 +297,14 @@ def test_position_channels_go_to_the_axes_that_are_used() -> None:
     axes = {(6, 1, 1): [1, 0, 0], (1, 4, 4): [1, 1, 1], (2, 2, 2): [1, 1, 1], (1, 1, 1): [1, 0, 0]}
     for grid, expected in axes.items():
         assert UnimodalARConfig(modalities={"x": series(grid=grid)}).backbone.position_axes == expected
+
+
+def test_running_numbers_do_not_tell_places_in_random_orders() -> None:
+    image, counted = codes(grid=(1, 2, 2), order="random"), {**toy_backbones()["native"], "position": "rope_1d"}
+    with pytest.raises(ValueError, match=r"'rope_1d', whose .* the random order 'random' of modality 'x'; it needs"):
+        UnimodalARConfig(backbone=counted, modalities={"x": image})
+    config = UnimodalARConfig(backbone=counted, modalities={"x": image | {"absolute_positions": True}})
+    assert config.backbone.position_axes is None
 
 
 def test_a_decoder_configuration_serves_several_models() -> None:

@@ -252,7 +252,7 @@ def test_mutable_defaults_are_not_shared() -> None:
         ("norm_position", "mid", "one of ['pre', 'post']"),
         ("qk_norm", "l2", "one of ['rmsnorm', 'layernorm', None]"),
         ("mlp", "relu", "one of ['swiglu', 'gelu', 'gelu_tanh', 'none']"),
-        ("position", "alibi", "one of ['rope', 'sinusoidal', 'none']"),
+        ("position", "alibi", "one of ['rope', 'rope_1d', 'sinusoidal', 'none']"),
         ("attention_bias", "no", "true or false"),
         ("mlp_bias", 1, "true or false"),
         ("dropout", 1.0, "a number in [0, 1)"),

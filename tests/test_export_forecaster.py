@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
-from tests.helpers import diffusion, perturb, toy_backbones
+from tests.helpers import build, codes, diffusion, label, perturb, toy_backbones
 from tests.test_forecasting import waves
 from unimodal_ar import UnimodalARConfig, UnimodalARForGeneration
-from unimodal_ar.adapters import TimeSeriesAdapter
+from unimodal_ar.adapters import LabelAdapter, TimeSeriesAdapter
 from unimodal_ar.cli import main
 from unimodal_ar.export import export_forecaster
 from unimodal_ar.forecasting import Forecaster
 from unimodal_ar.heads import QuantileHead
 from unimodal_ar.prompts import Examples
+
+onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 
 REGRESSION, QUANTILE = {"kind": "regression"}, {"kind": "quantile"}
 LOOKBACK, PATCH = 16, 4
@@ -82,6 +83,10 @@ def test_points_are_those_of_predict(name: str, tmp_path: Path) -> None:
     forecaster, series = _forecaster(**POINTS[name]), _series()
     shapes = export_forecaster(forecaster, tmp_path, batch_size=len(series))
     assert json.loads((tmp_path / "forecaster.json").read_text()) == shapes
+    graph = onnx.load(tmp_path / "forecaster.onnx")
+    onnx.checker.check_model(graph, full_check=True)
+    assert [(each.domain, each.version) for each in graph.opset_import] == [("", shapes["opset"])]
+    assert b"graph.py" not in graph.SerializeToString()  # no places on this machine
     horizon = PATCH * forecaster.block
     assert shapes["outputs"] == [{"name": "point", "dtype": "float32", "shape": [len(series), horizon]}]
     found, expected = _run(tmp_path, _inputs(series, LOOKBACK)), forecaster.predict(series, horizon).mean
@@ -148,6 +153,14 @@ def test_examples_other_dtypes_and_missing_packages_are_refused(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
     with pytest.raises(ImportError, match=r"of which \['onnxscript'\] is missing: pip install 'unimodal-ar\[export\]'"):
         export_forecaster(forecaster, tmp_path)
+
+
+def test_a_model_that_is_no_forecaster_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build({"label": label(), "x": codes()})
+    model.save_pretrained(tmp_path / "model")
+    LabelAdapter(5).save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), "--to", "onnx", "--out", str(tmp_path / "out")]) == 2
+    assert "the model draws ['x'], with no adapter of time series; --to onnx is for" in capsys.readouterr().err
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from tests.test_frozen_backbone import _language_model
 from unimodal_ar import Segment, UnimodalARConfig, UnimodalARForGeneration, lora
 from unimodal_ar.cli import main
 from unimodal_ar.export import export_llama
+from unimodal_ar.saving import load_model
 
 V, ROWS = 7, 3
 X = codes(V, (6, 1, 1))
@@ -27,6 +28,8 @@ GIVEN = X | {"start": "none"}
 TEXT = {"element": {"kind": "discrete", "vocab_size": 4}, "grid": (3, 1, 1), "layout": {"block": 1}}
 PLAIN = {"qk_norm": None}
 NO_POSITION = PLAIN | {"position": "none"}
+COUNTED = {"position": "rope_1d", "rope_theta": 300.0}
+LABELLED = {"label": label(null_probability=0.1), "x": codes(V, (1, 2, 3))}
 WINDOW = toy_backbones()["llama"] | {"model_type": "mistral", "sliding_window": 3}
 
 
@@ -64,6 +67,11 @@ CASES = {
     "native, biases": Case(
         "LlamaForCausalLM", "native", {"x": GIVEN}, PLAIN | {"attention_bias": True, "mlp_bias": True, "head_dim": 12}
     ),
+    "native, counted": Case("LlamaForCausalLM", "native", LABELLED, PLAIN | COUNTED),
+    "native, counted, class as start": Case(
+        "Qwen3ForCausalLM", "native", {"x": X | {"start": "context"}, "label": label()}, COUNTED
+    ),
+    "native, counted, two targets": Case("Qwen3ForCausalLM", "native", {"a": codes(4), "x": X}, COUNTED, "x"),
     "native, an image": Case("LlamaForCausalLM", "native", {"label": label(), "x": codes(V, (1, 2, 3))}, NO_POSITION),
 }
 
@@ -190,6 +198,52 @@ def test_a_null_token_leaves_the_context_out(tmp_path: Path) -> None:
     assert not torch.equal(expected, model.generate([labels(2)], "x", temperature=0).values)
 
 
+SCALINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 2},
+    "llama3": {
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_longer_than_the_body_was_made_for(kind: str, tmp_path: Path) -> None:
+    """Scaled positions may depend on how long that was, which then stays; else servers are told what they need."""
+    rope = {"rope_type": kind, "rope_theta": 10.0, **SCALINGS[kind]}
+    body = toy_backbones()["llama"] | {"rope_parameters": rope, "max_position_embeddings": 4}
+    model = build({"label": label(), "x": X}, body)
+    tokens = export_llama(model, tmp_path)
+    language_model: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert language_model.config.max_position_embeddings == (9 if kind == "default" else 4)
+    prompt, expected = _prompt(model, tokens), _logits(model)
+    found = language_model(torch.cat([prompt, _values(3, V, ROWS, 6)[:, :-1]], 1)).logits
+    torch.testing.assert_close(found[:, -6:, :V], expected, rtol=0, atol=1e-5)
+    assert torch.equal(language_model.generate(prompt, do_sample=False)[:, -6:], _greedy(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_two_bytes_stay_what_they_are(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = CASES["native, counted"].build()
+    exact = _logits(model)
+    tokens = export_llama(model.to(dtype), tmp_path)
+    language_model: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert {x.dtype for x in language_model.parameters()} == {dtype}
+    prompt = torch.cat([_prompt(model, tokens), _values(3, V, ROWS, 6)[:, :-1]], 1)
+    found, expected = language_model(prompt).logits[:, -6:, :V].float(), _logits(model).float()
+    error = (expected - exact).abs().max()  # of rounding, which the two do in different places
+    assert 0 < (found - expected).abs().max() < 3 * error < 0.5
+    # The same weights, widened, are the same function exactly.
+    torch.testing.assert_close(
+        language_model.float()(prompt).logits[:, -6:, :V], _logits(model.float()), rtol=0, atol=1e-5
+    )
+
+
 def test_sampling_options_go_along(tmp_path: Path) -> None:
     model = CASES["unconditional"].build()
     model.generation_config = model.generation_config.updated(temperature=0.7, top_k=3, top_p=0.9)
@@ -241,8 +295,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, dict[str, Any], str]] = {
     "mlp_bias": ({"x": GIVEN}, "native", {"mlp_bias": True}, r"backbone.mlp_bias is True; .* \[False\]"),
     "position": ({"x": X}, "native", {"position": "sinusoidal"}, "backbone.position is 'sinusoidal'"),
     "conditioning": ({"x": X, "label": label(conditioning=True)}, "native", {}, "modalities.label.conditioning is"),
-    "start": ({"x": X}, "native", {}, "modalities.x.start is 'learned', which the native decoder puts at the place"),
-    "grid": ({"x": codes(V, (1, 2, 3), start="none")}, "native", {}, r"modalities.x.grid is \[1, 2, 3\]"),
+    "start": ({"x": X}, "native", {}, "modalities.x.start is 'learned', which .* be trained with .* 'rope_1d'"),
+    "grid": ({"x": codes(V, (1, 2, 3), start="none")}, "native", {}, r"x.grid is \[1, 2, 3\], .* with .* 'rope_1d'"),
     "axes": ({"x": GIVEN}, "native", {"position_axes": [1.0, 1.0, 0.0]}, r"position_axes is \[1.0, 1.0, 0.0\]"),
     "targets, two": ({"x": X, "y": X}, "llama", {}, r"target is None and the model generates \['x', 'y'\]"),
 }
@@ -268,7 +322,7 @@ def test_guidance_layers_and_targets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"layers of PEFT .* merge them first"):
         export_llama(model, tmp_path)
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(ValueError, match=r"out is .*, which holds files; it must be a new or an empty folder"):
+    with pytest.raises(ValueError, match=r"out is .*, which holds 'mine.txt'; it must be a new or an empty folder"):
         export_llama(CASES["unconditional"].build(), tmp_path)
 
 
@@ -283,3 +337,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
     assert main(words) == 2
     assert "error: --out is" in capsys.readouterr().err
+
+
+def test_from_a_shipped_recipe_to_a_language_model_by_two_commands(tmp_path: Path) -> None:
+    """As the recipe's header says, prompt and all."""
+    small = ["model.backbone.hidden_size=16", "model.backbone.num_hidden_layers=1", "training.max_steps=2"]
+    small += ["training.use_cpu=true", "evaluation.samples=0"]
+    words = [word for setting in small for word in ("--set", setting)]
+    assert main(["train", "next_token/digits_llama", "--output", str(tmp_path / "run"), *words]) == 0
+    assert main(["export", str(tmp_path / "run"), "--to", "llama", "--out", str(tmp_path / "out")]) == 0
+    language_model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(language_model).__name__ == "LlamaForCausalLM"
+    found = language_model.generate(torch.tensor([[17 + 3, 27]]), do_sample=False)
+    model = load_model(tmp_path / "run", "cpu")
+    assert torch.equal(found[:, 2:], model.generate([labels(3)], "image", temperature=0).values.flatten(1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ LENGTH, ROWS = 10, 2
 IMAGE = codes(7, (2, 2, 2))
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
     "native": ("native", {"x": IMAGE}, {}, 1),
+    "counted": ("native", {"x": IMAGE}, {"position": "rope_1d"}, 1),
     "adaptive": ("native", {"label": label(conditioning=True), "x": IMAGE}, {}, 1),
     "sinusoidal": ("native", {"x": codes(7, (8, 1, 1))}, {"position": "sinusoidal", "norm": "layernorm"}, 1),
     "rows": ("native", {"x": codes(7, (2, 2, 2), block="row")}, {}, 2),
@@ -73,6 +75,9 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, T
         names = set(torch.export.load(str(home / name / "step.pt2")).state_dict)
         table = {"backbone.model.embed_tokens.weight", "backbone.model.wte.weight"}  # which no input reaches
         assert names == {key for key in model.state_dict() if key.startswith("backbone.")} - table
+        with zipfile.ZipFile(home / name / "step.pt2") as archive:  # no examples, no places on this machine
+            assert not sum(file.file_size for file in archive.infolist() if "sample_inputs" in file.filename)
+            assert not any(b"program.py" in archive.read(file) for file in archive.infolist())
         embeds, coords, expected[name] = _run(model, "label" in modalities)
         conditioned = [model.embeddings["label"].table(torch.arange(ROWS))[:, None]] if name == "adaptive" else []
         inputs[str(home / name)] = embeds, coords, [each.detach() for each in conditioned]
@@ -96,7 +101,8 @@ def test_steps_are_those_of_our_own_decoding_with_torch_alone(
 def test_the_cache_that_goes_in_stays_as_it_is(tmp_path: Path) -> None:
     """So a denoising pass, which must leave no trace, is a step whose cache is dropped."""
     model = build({"x": codes(7, (6, 1, 1), block=2, **diffusion("mask"))}, "native")
-    shapes = export_step(model, tmp_path, 6, 1, 2)["inputs"]
+    shapes = export_step(model.train(), tmp_path, 6, 1, 2)["inputs"]
+    assert model.training
     program: Any = torch.export.load(str(tmp_path / "step.pt2")).module()
     cache = [[torch.zeros(each["shape"]) for _ in range(each["layers"])] for each in shapes[-2:]]
     embeds, coords = torch.randn(1, 2, 32), torch.zeros(1, 2, 3, dtype=torch.long)

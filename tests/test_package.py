@@ -30,7 +30,7 @@ LAYERS = {
             {"_compat", "_version", "fingerprint", "intact", "layout", "masks", "merging", "noise", "places"}
             | {"ranks", "schema", "segment", "sequence"},
             {"backbone", "configuration", "curriculum", "decoder", "embeddings", "generation", "heads"}
-            | {"body_source", "lora", "modality", "objectives", "pretrained", "sharing"},
+            | {"body_source", "lora", "modality", "objectives", "positions", "pretrained", "sharing"},
             {"modeling"},
             {"adapters", "convert", "evaluation", "export", "fitting", "forecast", "forecasting", "hub", "pipelines"}
             | {"prompts", "saving", "training"},

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .layout import Layout
+from .layout import ORDERS, Layout
 from .modality import ModalityOptions, parse_modality
 from .schema import unknown_key
 
@@ -76,7 +76,7 @@ class StrictConfig(PreTrainedConfig):
 
 class UnimodalARDecoderConfig(StrictConfig):
     """The native decoder. Each field that names a module ("norm", "mlp", "position") picks it from a table in
-    `decoder.py`, so that published decoders fit by configuration.
+    `decoder.py` or `positions.py`, so that published decoders fit by configuration.
 
     Args:
         hidden_size: width.
@@ -92,8 +92,10 @@ class UnimodalARDecoderConfig(StrictConfig):
         qk_norm: norm of queries and keys per head ("rmsnorm", "layernorm"), or None.
         mlp: "swiglu", "gelu" (exact), "gelu_tanh" or "none".
         attention_bias, mlp_bias: whether these linear layers have biases.
-        position: "rope" (axial rotary over t, h, w), "sinusoidal" (added to the inputs) or "none".
-        position_axes: shares of the channels that go to t, h and w.
+        position: "rope" (axial rotary over t, h, w), "rope_1d" (rotary over the running number of the position, as
+            language models have it; a start has a number of its own), "sinusoidal" (of t, h, w, added to the inputs) or
+            "none".
+        position_axes: shares of the channels that go to t, h and w; None with "rope_1d", where there are no axes.
         rope_theta: base of the rotary frequencies.
         conditioning_size: size of the conditioning vector of adaptive norms (adaLN-Zero, arXiv 2212.09748); None: plain
             norms.
@@ -145,7 +147,7 @@ class UnimodalARDecoderConfig(StrictConfig):
             "norm_position": ("pre", "post"),
             "qk_norm": ("rmsnorm", "layernorm", None),
             "mlp": ("swiglu", "gelu", "gelu_tanh", "none"),
-            "position": ("rope", "sinusoidal", "none"),
+            "position": ("rope", "rope_1d", "sinusoidal", "none"),
         }
         for name, legal in choices.items():
             if getattr(self, name) not in legal:
@@ -158,13 +160,15 @@ class UnimodalARDecoderConfig(StrictConfig):
             raise ValueError(f"hidden_size is {self.hidden_size}; it must be a multiple of num_attention_heads {heads}")
         if heads % groups:
             raise ValueError(f"num_key_value_heads is {groups}; it must divide num_attention_heads {heads}")
-        if self.position == "rope" and (self.head_dim or self.hidden_size // heads) % 2:
+        if self.position in ("rope", "rope_1d") and (self.head_dim or self.hidden_size // heads) % 2:
             raise ValueError("head_dim is odd; rotary positions turn pairs of channels, so it must be even")
         axes = self.position_axes
         if axes is not None and not (
             isinstance(axes, (list, tuple)) and len(axes) == 3 and all(_is_number(x, 0) for x in axes) and sum(axes) > 0
         ):
             raise ValueError(f"position_axes is {axes!r}; it must be three shares (t, h, w) >= 0, not all 0")
+        if axes is not None and self.position == "rope_1d":
+            raise ValueError(f"position_axes is {axes!r}; with position 'rope_1d' there are no axes: it must be None")
 
     def _check_numbers(self) -> None:
         for name in ("hidden_size", "num_attention_heads"):
@@ -250,9 +254,10 @@ class UnimodalARConfig(StrictConfig):
         options = {name: parse_modality(name, data) for name, data in self.modalities.items()}
         self.modalities = {name: option.model_dump(mode="json") for name, option in options.items()}
         self.backbone = _backbone_config(self.backbone)
-        if isinstance(self.backbone, UnimodalARDecoderConfig) and self.backbone.position_axes is None:
+        body = self.backbone
+        if isinstance(body, UnimodalARDecoderConfig) and body.position_axes is None and body.position != "rope_1d":
             # An axis along which no grid extends would waste its channels. Along t there are always segments.
-            self.backbone.position_axes = [1.0, *map(float, self.used_axes[1:])]
+            body.position_axes = [1.0, *map(float, self.used_axes[1:])]
         for name, option in options.items():
             self._check_places(name, option)
         self._check_prompt()
@@ -265,8 +270,13 @@ class UnimodalARConfig(StrictConfig):
     def _check_places(self, name: str, option: ModalityOptions) -> None:
         """Raises ValueError where nothing tells positions of a block apart before their values are known."""
         backbone, objective = self.backbone, option.built_objective
-        blind = isinstance(backbone, UnimodalARDecoderConfig) and backbone.position == "none"
-        if not blind or backbone.conditioning_positions or option.absolute_positions:
+        position = backbone.position if isinstance(backbone, UnimodalARDecoderConfig) else None
+        if position == "rope_1d" and ORDERS[option.layout.order].random and not option.absolute_positions:
+            raise ValueError(
+                f"backbone.position is 'rope_1d', whose running numbers do not tell places in the random order "
+                f"{option.layout.order!r} of modality {name!r}; it needs 'rope', or absolute_positions"
+            )
+        if position != "none" or backbone.conditioning_positions or option.absolute_positions:
             return
         if objective is None or objective.reads_sources:
             return
@@ -274,7 +284,8 @@ class UnimodalARConfig(StrictConfig):
         if max(Layout.from_grid(option.grid, option.layout.order, block, torch.Generator()).block_sizes) > 1:
             raise ValueError(
                 f"backbone.position is 'none'; under block diffusion with blocks of several elements modality {name!r} "
-                "needs positions ('rope', 'sinusoidal', or its absolute_positions), for masked elements look alike"
+                "needs positions ('rope', 'rope_1d', 'sinusoidal', or its absolute_positions), for masked elements "
+                "look alike"
             )
 
     def _check_prompt(self) -> None:

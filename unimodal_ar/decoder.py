@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .configuration import UnimodalARDecoderConfig
 from .embeddings import Embedding, ScaledCovariates, SoftPrompt, ZeroLinear
 from .masks import AttentionPattern, additive
+from .positions import POSITIONS, rotate
 
 
 class _RMSNormFunction(torch.autograd.Function):
@@ -101,52 +102,6 @@ class TanhGELU(GELU):
 MLPS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU, "gelu": GELU, "gelu_tanh": TanhGELU}
 
 
-class NoPosition(nn.Module):
-    """Leaves the inputs as they are. A position module maps (inputs [B, L, H], coords [B or 1, L, 3]) to the inputs and
-    the rotation of queries and keys, (cos, sin) [B or 1, 1, L, D] or None."""
-
-    def __init__(self, config: UnimodalARDecoderConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, embeds: Tensor, coords: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        return embeds, None
-
-    def angles(self, coords: Tensor, pairs: int) -> Tensor:
-        """[B or 1, L, pairs]: coordinate times frequency, the pairs shared out among the axes. The tables are computed
-        here rather than kept in buffers: non-persistent buffers do not survive `from_pretrained`."""
-        per_axis = []
-        for axis, count in enumerate(_share(pairs, self.config.position_axes or [1.0, 1.0, 1.0])):
-            steps = torch.arange(count, device=coords.device, dtype=torch.float32)
-            frequency = 1.0 / (self.config.rope_theta ** (steps / max(count, 1)))
-            per_axis.append(coords[..., axis, None].float() * frequency)
-        return torch.cat(per_axis, -1)
-
-
-class AxialRotary(NoPosition):
-    """Rotary embedding (arXiv 2104.09864) whose pairs of channels are shared out among t, h and w. With all of them on
-    t it is Llama's. A position without a place (h is -1) gets queries and keys of zero, so that all attend to it alike
-    (LlamaGen, arXiv 2406.06525)."""
-
-    def forward(self, embeds: Tensor, coords: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        angles = self.angles(coords, cast(int, self.config.head_dim) // 2)[:, None]
-        angles = torch.cat([angles, angles], -1)
-        placed = (coords[:, None, :, 1:2] >= 0).to(embeds.dtype)
-        return embeds, (angles.cos().to(embeds.dtype) * placed, angles.sin().to(embeds.dtype) * placed)
-
-
-class Sinusoidal(NoPosition):
-    """Adds sin (even channels) and cos (odd channels) of the coordinates to the inputs (arXiv 1706.03762)."""
-
-    def forward(self, embeds: Tensor, coords: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        angles = self.angles(coords, embeds.shape[-1] // 2)
-        table = torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
-        return embeds + table.to(embeds.dtype), None
-
-
-POSITIONS: dict[str, type[NoPosition]] = {"rope": AxialRotary, "sinusoidal": Sinusoidal, "none": NoPosition}
-
-
 class DecoderAttention(nn.Module):
     """Multi-head attention through transformers' attention interface (eager, sdpa, flex_attention, ...)."""
 
@@ -176,7 +131,7 @@ class DecoderAttention(nn.Module):
         k = self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2)
         v = self.v_proj(x).view(shape).transpose(1, 2)
         if rotary is not None:
-            q, k = _rotate(q, *rotary), _rotate(k, *rotary)
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(_kernel(self.config, mask, cache), eager_attention)
@@ -360,7 +315,7 @@ class UnimodalARDecoder(UnimodalARPreTrainedModel):
         is_causal = False
         if isinstance(attention_mask, AttentionPattern):
             attention_mask, is_causal = attention_mask.resolve(_kernel(self.config, None, past_key_values))
-        if coords is None:
+        if coords is None or self.position.counts:
             coords = F.pad(position_ids[..., None], (0, 2))
         x, rotary = self.position(inputs_embeds, coords)
         for layer in self.layers:
@@ -382,18 +337,3 @@ class UnimodalARDecoder(UnimodalARPreTrainedModel):
                 f"{self.conditioning_table.num_embeddings}"
             )
         return conditioning + self.conditioning_table(position_ids).to(conditioning.dtype)
-
-
-def _share(total: int, shares: list[float]) -> list[int]:
-    """`total` split into whole parts in proportion to `shares` (largest remainders first)."""
-    exact = [total * share / sum(shares) for share in shares]
-    parts = [int(value) for value in exact]
-    order = sorted(range(len(shares)), key=lambda i: parts[i] - exact[i])
-    for i in order[: total - sum(parts)]:
-        parts[i] += 1
-    return parts
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin

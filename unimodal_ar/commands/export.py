@@ -103,12 +103,16 @@ def _exporter(to: str, folder: str, dtype: str) -> Callable[..., Any]:
     import torch
     from transformers.utils import logging
 
-    from .. import export
+    from .. import export, pipelines
     from ..forecasting import Forecaster
     from ..saving import load_model
 
     logging.disable_progress_bar()
     if to == "onnx":
-        return partial(export.export_forecaster, Forecaster.from_pretrained(folder, device="cpu"))
+        forecaster = pipelines.load(folder, "cpu")
+        if not isinstance(forecaster, Forecaster):
+            drawn = sorted(forecaster.model.heads)
+            raise ValueError(f"the model draws {drawn}, with no adapter of time series; --to onnx is for forecasters")
+        return partial(export.export_forecaster, forecaster)
     model = load_model(folder, "cpu", getattr(torch, dtype))
     return partial(export.export_llama if to == "llama" else export.export_step, model)

@@ -22,8 +22,8 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--base",
         metavar="ID",
-        help="of a model that was saved without its frozen body (layers of PEFT, say): where on the Hub that is, if the "
-        "model knows a folder only",
+        help="of a model that was saved without its frozen body (layers of PEFT, say): where on the Hub that is, where "
+        "the model knows a folder only",
     )
     command.set_defaults(run=run)
 

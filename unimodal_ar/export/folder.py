@@ -16,8 +16,9 @@ def new_folder(out: str | os.PathLike[str]) -> Path:
     path = Path(out)
     if path.exists() and not path.is_dir():
         raise ValueError(f"out is {str(out)!r}, which is a file; it must be a folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"out is {str(out)!r}, which holds files; it must be a new or an empty folder")
+    held = next(path.iterdir(), None) if path.is_dir() else None
+    if held is not None:
+        raise ValueError(f"out is {str(out)!r}, which holds {held.name!r}; it must be a new or an empty folder")
     return path
 
 

@@ -28,7 +28,7 @@ from ..objectives.parts import first_block
 from ..schema import positive_int
 from ..sequence import Cursor, Part, leading_padding
 from .folder import fill, new_folder
-from .program import check_kernel, fixed_pattern, without_token_table
+from .program import check_kernel, fixed_pattern, program_of
 
 GRAPH, SHAPES = "forecaster.onnx", "forecaster.json"
 PACKAGES = ("onnx", "onnxscript")
@@ -76,8 +76,7 @@ def export_forecaster(
     module = _NextForecast(forecaster, length, levels).eval()
     inputs = (torch.zeros(batch, length), torch.ones(batch, length, dtype=torch.bool))
     module(*inputs)  # after that the layout knows its sizes, which torch.export could not look up
-    with without_token_table(forecaster.model):
-        program = torch.export.export(module, inputs)
+    program = program_of(module, inputs, forecaster.model)
     described = _described(forecaster, batch, length, levels)
 
     def write(partial: Path) -> None:

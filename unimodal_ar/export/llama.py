@@ -34,7 +34,8 @@ BODIES = ("llama", "mistral", "qwen2", "qwen3")
 """Bodies whose language models have no more than a token table, the body, and a projection without a bias."""
 
 STILL = 1e30
-"""Positions are divided by it where there is no rotation: the cosine of any angle is then 1, its sine below 1e-25."""
+"""Positions are divided by it where there is no rotation: the cosine of any angle is then 1, its sine below 1e-25.
+(For stock transformers only: servers that tabulate angles of so many positions cannot.)"""
 
 
 @torch.no_grad()
@@ -42,7 +43,8 @@ def export_llama(
     model: UnimodalARForGeneration, out: str | os.PathLike[str], target: str | None = None
 ) -> dict[str, Any]:
     """Writes `model` to the folder `out` as a `LlamaForCausalLM` (or the class of its hosted body; `Qwen3ForCausalLM`
-    for a native decoder with QK-norm), with a generation_config.json and a tokens.json.
+    for a native decoder with QK-norm), with a generation_config.json and a tokens.json. A language model counts its
+    tokens: a native decoder must be trained with position "rope_1d" for that, unless it has no start and a 1-D grid.
 
     A prompt is, in this order: the tokens of the soft prompt; those of the context, as in training; the start of the
     target, where it has one. What follows are the target's codes, whose tokens are the codes themselves, in raster
@@ -175,7 +177,8 @@ def _check(model: UnimodalARForGeneration) -> None:
     if scale != 1:
         raise ValueError(
             f"guidance_scale of the model's generation_config is {scale}; a plain language model "
-            "draws without, so it must be 1 (stock generate guides by its own guidance_scale and negative_prompt_ids)"
+            "draws without, so it must be 1 there (stock generate guides by its own guidance_scale and "
+            "negative_prompt_ids, the prompt with null tokens for the context)"
         )
     if model.peft_layers is not None:
         raise ValueError(
@@ -261,7 +264,15 @@ def _config(model: UnimodalARForGeneration) -> PreTrainedConfig:
             f"modalities have the grids {grids}, so that learned coordinates are added to the inputs of a hosted "
             "backbone; a language model only counts its tokens, so every grid must be [T, 1, 1], or the coordinates 0"
         )
-    return copy.deepcopy(own)
+    config = copy.deepcopy(own)
+    if config.rope_parameters["rope_type"] == "default":  # others compute with the number
+        config.max_position_embeddings = max(config.max_position_embeddings, _longest(model))
+    return config
+
+
+def _longest(model: UnimodalARForGeneration) -> int:
+    """Positions of a sequence of every modality once, each with a start."""
+    return sum(prod(options.grid) + 1 for options in model.options.values()) + model.config.soft_prompt
 
 
 def _native(model: UnimodalARForGeneration, own: UnimodalARDecoderConfig) -> PreTrainedConfig:
@@ -271,7 +282,7 @@ def _native(model: UnimodalARForGeneration, own: UnimodalARDecoderConfig) -> Pre
         "norm_position": ("pre",),
         "mlp": ("swiglu",),
         "qk_norm": (None, "rmsnorm"),
-        "position": ("rope", "none"),
+        "position": ("rope_1d", "rope", "none"),
         "conditioning_size": (None,),
         "mlp_bias": (False,) if own.qk_norm else (False, True),  # Qwen3 has no such biases
     }
@@ -281,9 +292,8 @@ def _native(model: UnimodalARForGeneration, own: UnimodalARDecoderConfig) -> Pre
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": own.rope_theta}
     if own.position == "none":
         rope |= {"rope_type": "linear", "factor": STILL}
-    else:
+    elif own.position == "rope":
         _check_rotary(model, own)
-    lengths = [prod(options.grid) + 1 for options in model.options.values()]
     shared: dict[str, Any] = dict(
         hidden_size=own.hidden_size,
         intermediate_size=own.intermediate_size,
@@ -296,25 +306,24 @@ def _native(model: UnimodalARForGeneration, own: UnimodalARDecoderConfig) -> Pre
         attention_dropout=own.attention_dropout,
         initializer_range=own.initializer_range,
         rope_parameters=rope,
-        max_position_embeddings=sum(lengths) + model.config.soft_prompt,
+        max_position_embeddings=_longest(model),
     )
     return Qwen3Config(**shared) if own.qk_norm else LlamaConfig(**shared, mlp_bias=own.mlp_bias)
 
 
 def _check_rotary(model: UnimodalARForGeneration, own: UnimodalARDecoderConfig) -> None:
-    """Raises ValueError where positions are not 0, 1, 2, ... along t."""
-    instead = "(or backbone.position 'none', or a hosted backbone)"
+    """Raises ValueError where axial positions are not 0, 1, 2, ... along t."""
+    counted = "a language model counts every token, so the model must be trained with backbone.position 'rope_1d'"
     for name, options in model.options.items():
         if max(options.grid[1:]) > 1:
             raise ValueError(
-                f"modalities.{name}.grid is {list(options.grid)}, over whose axes rotary positions are shared out; a "
-                f"language model only counts its tokens, so it must be [T, 1, 1] {instead}"
+                f"modalities.{name}.grid is {list(options.grid)}, over whose axes backbone.position 'rope' shares out "
+                f"rotary positions; {counted}"
             )
         if name in model.heads and options.start != "none":
             raise ValueError(
-                f"modalities.{name}.start is {options.start!r}, which the native decoder puts at the place of the "
-                "first code or at none; a language model counts every token, so with rotary positions it must be "
-                f"'none' {instead}"
+                f"modalities.{name}.start is {options.start!r}, which backbone.position 'rope' puts at the place of "
+                f"the first code or at none; {counted} (or start 'none')"
             )
     if any((own.position_axes or [])[1:]):
         raise ValueError(

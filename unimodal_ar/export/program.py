@@ -67,11 +67,11 @@ def export_step(
         raise ValueError(f"positions is {positions}; it must be at most the cache_length, {length}")
     folder = new_folder(out)
     _check(model)
-    model.eval()
-    step = _Step(model.backbone, length)
+    training = model.training
+    step = _Step(model.eval().backbone, length).eval()
     examples = _examples(model, batch, positions, length)
-    with without_token_table(model):
-        program = torch.export.export(step, tuple(examples.values()))
+    program = program_of(step, tuple(examples.values()), model)
+    model.train(training)
     hidden = {"hidden": examples["embeds"], "keys": examples["keys"], "values": examples["values"]}
     shapes = {
         "program": PROGRAM,
@@ -84,8 +84,21 @@ def export_step(
     return fill(folder, lambda partial: torch.export.save(program, partial / PROGRAM), SHAPES, shapes)
 
 
+def program_of(module: nn.Module, examples: tuple[Any, ...], model: UnimodalARForGeneration) -> Any:
+    """`module`, a part of `model`, as torch.export traces it. Left out is what would be saved with it: the examples (a
+    whole cache, pickled), and for each operation the lines of code that it came from, with their place on this machine.
+    """
+    with _without_token_table(model):
+        program: Any = torch.export.export(module, examples)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if hasattr(part, "graph") else ():
+            node.meta.pop("stack_trace", None)
+    program.example_inputs = None
+    return program
+
+
 @contextmanager
-def without_token_table(model: UnimodalARForGeneration) -> Iterator[None]:
+def _without_token_table(model: UnimodalARForGeneration) -> Iterator[None]:
     """Takes the token table out of a hosted body: values enter as embeddings, so a program has no use for it."""
     if not isinstance(model.backbone, HostedBackbone):
         yield

@@ -210,6 +210,7 @@ class ResumableTrainer(Trainer):
         args, folder = self.args, Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         if args.should_save:
             shutil.rmtree(folder, ignore_errors=True)  # what was left of a save that was killed
+            folder.mkdir(parents=True)  # with sharded states the base class makes it after all have looked for the best
         self.accelerator.wait_for_everyone()
         limit, args.save_total_limit = args.save_total_limit, None
         try:
