@@ -11,11 +11,15 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+import transformers
 import yaml
 
 from .. import ranks
 from .._version import __version__
+from ..card import check_card
 from ..modeling import UnimodalARForGeneration
+from ..places import CARD
 from ..saving import check_output, clear_partial, load_model, write_whole
 from ..training.checkpoints import find_checkpoint, holding, later_checkpoints
 from ..training.data import Evaluator
@@ -23,6 +27,7 @@ from ..training.documents import load_recipe, recipes_writing
 from ..training.ema import replaced
 from ..training.fit import fit
 from ..training.launch import join_others
+from ..training.publishing import check_hub, finish
 from ..training.recipe import Resolved
 from ..training.sampling import SamplingOptions, publish
 from ..training.trainer import UnimodalARTrainer
@@ -72,7 +77,8 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
     if resume and not dry_run:
         cut_off = ranks.gather(ranks.rank() == 0 and clear_partial(output))[0]
         own = resume == "auto" and not overwrite and _is_of(resolved, output)
-        if own and not cut_off and (resolved.evaluation is None or (output / "evaluation.json").is_file()):
+        last = [CARD] if resolved.evaluation is None else [CARD, "evaluation.json"]
+        if own and not cut_off and all((output / name).is_file() for name in last):
             if ranks.rank() == 0:
                 print(f"{output} holds the finished model of this recipe.")
             return output
@@ -89,11 +95,25 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
         return None
     if not overwrite:
         _check_checkpoints(checkpoints, checkpoint, resume)
+    if resolved.recipe.hub is not None:
+        check_hub(resolved.recipe.hub, _body_elsewhere(resolved))
     trainer = fit(resolved, checkpoints, checkpoint)
     _publish(resolved, trainer, evaluator, output)
     if trainer.is_world_process_zero():
         print(f"Wrote {output}")
+        if where := finish(output, resolved.recipe.hub):
+            print(f"Pushed it to {where}")
     return output
+
+
+_VERSIONS = f"unimodal_ar {__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def _body_elsewhere(resolved: Resolved) -> str | None:
+    """Where the frozen body is that the model will refer to instead of holding it; None: it has all in itself."""
+    if not resolved.config.freeze_backbone:
+        return None
+    return resolved.recipe.init_from if resolved.body is None else resolved.body.pretrained
 
 
 def _is_of(resolved: Resolved, output: Path) -> bool:
@@ -131,6 +151,7 @@ def _check_output(resolved: Resolved, output: Path, overwrite: bool) -> None:
     adapters = resolved.adapters.values()
     read = {f"adapters.{a.modality}.{key}": path for a in adapters for key, path in a.sources.items()}
     check_output(output, "output_dir", overwrite, read, [name for a in adapters for name in a.folders])
+    check_card(output, "output_dir")
 
 
 def _check_source(resolved: Resolved, output: Path) -> None:
@@ -163,7 +184,7 @@ def _publish(resolved: Resolved, trainer: UnimodalARTrainer, evaluator: Evaluato
         for adapter in resolved.adapters.values():
             adapter.save_pretrained(folder)
         recipe = yaml.safe_dump(resolved.document, sort_keys=False)
-        (folder / "recipe.yaml").write_text(f"# Trained with unimodal_ar {__version__}.\n{recipe}", encoding="utf-8")
+        (folder / "recipe.yaml").write_text(f"# Trained with {_VERSIONS}.\n{recipe}", encoding="utf-8")
 
     def write_evaluation(folder: Path) -> None:
         tables = cast(Evaluator, evaluator).run(model, folder)

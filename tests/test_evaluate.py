@@ -87,7 +87,9 @@ def test_on_other_data(trained: Path, tmp_path: Path) -> None:
     own = json.loads((trained / "evaluation.json").read_text())["4"]
     for method in own:  # baselines, too, are of the data that are judged
         assert found["4"][method]["MSE"] != own[method]["MSE"]
-    assert _files(trained) == before and {file.name for file in tmp_path.iterdir()} == {"found.json", "other.csv"}
+    assert _files(trained) == before and {file.name for file in tmp_path.iterdir()} == {
+        *("found.json", "found-samples.png", "other.csv")
+    }
 
 
 def test_on_data_too_short_to_train_on(trained: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from unimodal_ar import UnimodalARForGeneration, lora, pipelines
 from unimodal_ar.body_source import own_source
 from unimodal_ar.cli import main
 from unimodal_ar.hub import pull, push
+from unimodal_ar.places import CARD
 from unimodal_ar.saving import load_model
 from unimodal_ar.sharing import STUB
 
@@ -108,7 +109,7 @@ def test_the_base_of_layers_is_named_when_they_are_pushed(hub: HubServer, tmp_pa
     assert written["revision"] == hub.repositories["me/base"].branches["main"]
     _without(hub, tmp_path)
     torch.testing.assert_close(_losses(load_model("me/layers")), expected)
-    with pytest.raises(ValueError, match="base is 'me/base', and the model in .* refers to no frozen body"):
+    with pytest.raises(ValueError, match=r"base is 'me/base', and the model in .* refers to no frozen body"):
         push(_image_model(tmp_path / "alone"), "me/alone", base="me/base")
 
 
@@ -165,7 +166,7 @@ def test_layers_are_a_small_repository_of_their_own(hub: HubServer, tmp_path: Pa
     push(tmp_path / "model", "me/layers")
     expected = _losses(model)
     names = set(hub.files("me/layers")) - {".gitattributes"}
-    assert names == {"config.json", "generation_config.json", lora.CONFIG, lora.WEIGHTS, STUB}
+    assert names == {"config.json", "generation_config.json", lora.CONFIG, lora.WEIGHTS, STUB, CARD}
     settings = json.loads(hub.files("me/layers")[lora.CONFIG])
     assert settings["base_model_name_or_path"] == "me/layers"
     source = json.loads(hub.files("me/layers")["config.json"])["backbone_source"]

@@ -28,12 +28,12 @@ LAYERS = {
     for layer, parts in enumerate(
         [
             {"_compat", "_version", "fingerprint", "intact", "layout", "masks", "merging", "noise", "places"}
-            | {"ranks", "schema", "segment", "sequence"},
+            | {"ranks", "schema", "segment", "sequence", "stamp", "tables"},
             {"backbone", "configuration", "curriculum", "decoder", "embeddings", "generation", "heads"}
             | {"body_source", "lora", "modality", "objectives", "positions", "pretrained", "sharing"},
             {"modeling"},
-            {"adapters", "convert", "evaluation", "export", "fitting", "forecast", "forecasting", "hub", "pipelines"}
-            | {"prompts", "saving", "training"},
+            {"adapters", "card", "convert", "evaluation", "export", "fitting", "forecast", "forecasting", "hub"}
+            | {"pipelines", "prompts", "saving", "training"},
             {"cli", "commands", "recipes"},
             {"unimodal_ar"},  # the package's own __init__, which gathers the public names
         ]
@@ -132,6 +132,7 @@ def test_command_is_installed() -> None:
 
 def test_wheel_holds_every_source_and_recipe(wheel: Path) -> None:
     expected = set(_sources(".py")) | set(_sources(".yaml")) | {"unimodal_ar/py.typed"}
+    expected |= {"unimodal_ar/card/template.md"}
     assert any(name.endswith(".yaml") for name in expected), "no recipe found: this test looks in the wrong place"
     installed = {
         path.relative_to(wheel).as_posix()

@@ -34,7 +34,7 @@ from unimodal_ar.recipes.train import train
 from unimodal_ar.segment import Segment
 from unimodal_ar.training import fit as fit_module
 from unimodal_ar.training.checkpoints import check_recipe, contents, find_checkpoint, last_checkpoint, seal
-from unimodal_ar.training.draws import Draw, Drawn, Draws, SteadyWorker, as_it_is
+from unimodal_ar.training.draws import Draw, Drawn, Draws, SteadyWorker, as_it_is, started_steadily
 from unimodal_ar.training.recipe import Resolved
 from unimodal_ar.training.trainer import UnimodalARTrainer, collate_segments
 
@@ -467,6 +467,14 @@ def _environment() -> dict[str, str]:
 
 
 # Told to stop
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="signals are not waited for here")
+def test_workers_are_steady_from_their_first_moment() -> None:
+    """What they inherit: until their own set-up runs, torch's would end them at a SIGTERM."""
+    masks = [started_steadily(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [])) for _ in range(2)]
+    assert all(signal.SIGTERM in mask for mask in masks)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_sigterm_ends_a_training_by_a_checkpoint(tmp_path: Path) -> None:

@@ -986,6 +986,7 @@ def test_overwriting_leaves_nothing_of_the_old_model(tmp_path: Path) -> None:
     train(_document(tmp_path), overwrite=True)
     names = {path.name for path in folder.iterdir() if path.is_file()}
     written = {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "recipe.yaml"}
+    written |= {"README.md"}
     assert names == written | {"notes.txt"}
 
 

@@ -9,7 +9,7 @@ import warnings
 from typing import Any, TextIO
 
 from ._version import __version__
-from .commands import convert, evaluate, export, forecast, merge, plan, pull, push, sample
+from .commands import card, convert, evaluate, export, forecast, merge, plan, pull, push, sample
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_recipes(commands)
-    for command in (plan, evaluate, forecast, sample, convert, merge, push, pull, export):
+    for command in (plan, evaluate, forecast, sample, convert, merge, card, push, pull, export):
         command.add(commands)
     return parser
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ import torch
 from . import lora
 from .adapters import Adapter
 from .adapters.base import CONFIG_NAME, PARTS, load_adapters, part_folder
+from .card import card, standing_on
 from .configuration import UnimodalARConfig
 from .fitting import check_adapter
 from .generation import UnimodalARGenerationConfig
@@ -25,7 +27,8 @@ from .intact import LAYERS, check_weights, named_places, read_json
 from .modeling import UnimodalARForGeneration
 from .places import CARD, DESCRIBING, HUB_ID, PACKAGE, is_here, is_models, model_folder, part_names, telling_of_hub
 from .saving import check_output, clear_partial, write_whole
-from .sharing import as_json, based_on, check_portable, commit, contents
+from .sharing import as_json, based_on, check_portable, commit, contents, there
+from .stamp import is_unedited, named
 
 __all__ = ["Shareable", "model_folder", "pull", "push"]
 
@@ -69,7 +72,14 @@ def push(
     moved = {} if base is None else {"backbone_source": _source_on_hub(folder, base, token)}
     files = _checked(folder, moved)
     where = {"private": private, "revision": revision, "message": commit_message, "token": token}
-    return commit(repo_id, contents(folder, files, repo_id, revision, moved), _is_replaced, **where)  # type: ignore[arg-type]
+    uploaded = contents(folder, files, repo_id, revision, moved)
+    uploaded[CARD] = own = _card(folder, repo_id, base)
+    if is_unedited(own):
+        card_there = there(repo_id, CARD, revision, token)
+        if card_there is not None and not is_unedited(card_there):
+            warnings.warn(f"the {CARD} of {repo_id!r} was edited there and stays as it is", stacklevel=2)
+            uploaded[CARD] = card_there
+    return commit(repo_id, uploaded, _is_replaced, **where)  # type: ignore[arg-type]
 
 
 def pull(
@@ -104,9 +114,7 @@ def pull(
     check_output(out, option, overwrite)  # before anything is downloaded
     folder = model_folder(repo_id, revision, **hub)
     files = _files(folder)
-    # The card of a model that is there is replaced with it; without one, it is somebody's own.
-    own = () if whole else (CARD,)
-    beside = [name for name in (*part_names(folder), *own) if (folder / name).exists()]
+    beside = [name for name in part_names(folder) if (folder / name).exists()]
     check_output(out, option, overwrite, folders=[] if left else beside)
 
     def write(partial: Path) -> None:
@@ -199,6 +207,16 @@ def _is_replaced(file: str) -> bool:
     """Whether a file in a repository is one that `push` of another model would have put there."""
     part = file.partition("/")[0]
     return is_models(file, [part] if part.endswith(tuple(part_folder("", name) for name in PARTS)) else [])
+
+
+def _card(folder: Path, repo_id: str, base: str | None) -> bytes:
+    """That of the folder, or a new one where there is none; if nobody edited it, with the id of the repository in the
+    lines that load the model, and with that of the body."""
+    written = (folder / CARD).read_bytes() if (folder / CARD).is_file() else card(folder, repo_id).encode()
+    if not is_unedited(written):
+        return written
+    text = named(written, repo_id)
+    return (text if base is None else standing_on(text, base)).encode()
 
 
 def _source_on_hub(folder: Path, base: str, token: str | bool | None) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 
 from .adapters.base import CONFIG_NAME, PARTS, part_folder
 from .modeling import UnimodalARForGeneration
-from .places import TEXTS, WEIGHT_FILES, model_folder
+from .places import CARD, TEXTS, WEIGHT_FILES, model_folder
 
 # What training and conversion write, by pattern; beside them stand the folders of what adapters carry.
-MODEL_FILES = (*TEXTS, *WEIGHT_FILES)
+MODEL_FILES = (*TEXTS, CARD, *WEIGHT_FILES)
 _PARTIAL = ".partial-"  # begins the names of folders that are being filled
 
 

@@ -64,6 +64,52 @@ def based_on(folder: Path, base: str, revision: str | None = None) -> bytes:
     return as_json(read_json(folder / "adapter_config.json") | {"base_model_name_or_path": base, "revision": revision})
 
 
+def make_repository(repo_id: str, private: bool | None = None, token: str | bool | None = None) -> str:
+    """Makes a repository on the Hub if it is missing; returns its id.
+
+    Raises:
+        ValueError: the Hub refuses, or has the repository already, with another visibility.
+    """
+    from huggingface_hub import HfApi
+
+    if not HUB_ID.fullmatch(repo_id):
+        raise ValueError(f"repo_id is {repo_id!r}; it must be 'owner/name'")
+    api = HfApi(token=token, library_name="unimodal_ar", library_version=__version__)
+    with telling_of_hub(repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        found = api.repo_info(repo_id).private
+    if private is not None and found is not None and found is not private:
+        raise ValueError(
+            f"private is {private}, and {repo_id!r} is {'private' if found else 'public'} on the Hub; change that in "
+            "its settings, or leave private out"
+        )
+    return repo_id
+
+
+def check_owner(repo_id: str) -> None:
+    """Raises ValueError where the repository is somebody else's: the Hub says so only when files come."""
+    from huggingface_hub import HfApi
+
+    with telling_of_hub(repo_id):
+        me = HfApi(library_name="unimodal_ar", library_version=__version__).whoami()
+    names = [me["name"], *(organisation["name"] for organisation in me.get("orgs") or [])]
+    if repo_id.partition("/")[0].lower() not in [name.lower() for name in names]:
+        raise ValueError(f"hub.repo_id is {repo_id!r}; with this token it must belong to one of {names}")
+
+
+def there(repo_id: str, file: str, revision: str | None = None, token: str | bool | None = None) -> bytes | None:
+    """A file of a repository as it is now; None: there is none."""
+    from huggingface_hub import HfApi, errors
+
+    missing = (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+    with tempfile.TemporaryDirectory() as scratch, telling_of_hub(repo_id, revision):
+        try:
+            found = HfApi(token=token).hf_hub_download(repo_id, file, revision=revision, local_dir=scratch)
+        except missing:
+            return None
+        return Path(found).read_bytes()
+
+
 def commit(
     repo_id: str,
     files: Mapping[str, Content],
@@ -93,17 +139,9 @@ def commit(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    if not HUB_ID.fullmatch(repo_id):
-        raise ValueError(f"repo_id is {repo_id!r}; it must be 'owner/name'")
+    repo_id = make_repository(repo_id, private, token)
     api = HfApi(token=token, library_name="unimodal_ar", library_version=__version__)
     with telling_of_hub(repo_id, revision):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        found = api.repo_info(repo_id).private
-        if private is not None and found is not None and found is not private:
-            raise ValueError(
-                f"private is {private}, and {repo_id!r} is {'private' if found else 'public'} on the Hub; change that "
-                "in its settings, or leave private out"
-            )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = api.list_repo_files(repo_id, revision=revision)

@@ -50,6 +50,7 @@ def add(commands: Any) -> None:
 def run(command: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
+    from ..card import check_card, write_card
     from ..saving import check_output, write_whole
 
     _check(command, arguments)
@@ -57,6 +58,7 @@ def run(command: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {arguments.out!r}, which is a file; it must be a folder")
+    check_card(out, "--out")
     if arguments.to:
         model, adapters = _to_objective(arguments, out)
     else:
@@ -70,6 +72,7 @@ def run(command: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
         model.save_pretrained(folder)
         for adapter in adapters:
             adapter.save_pretrained(folder)
+        write_card(folder, arguments.out)
 
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out, write, replace=True)

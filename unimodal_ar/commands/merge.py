@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from .. import lora
     from ..adapters.base import CONFIG_NAME, load_adapters
+    from ..card import check_card, write_card
     from ..saving import check_output, load_model, write_whole
 
     folder, out = Path(arguments.folder), Path(arguments.out)
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not (folder / lora.CONFIG).is_file():
         raise ValueError(f"FOLDER is {arguments.folder!r}, which holds no {lora.CONFIG}; there is nothing to merge")
     logging.disable_progress_bar()
+    check_card(out, "--out")
     adapters = list(load_adapters(folder).values()) if (folder / CONFIG_NAME).exists() else []
     check_output(
         out,
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
             adapter.save_pretrained(partial)
         if (folder / "recipe.yaml").is_file():  # which says what its columns are, say
             shutil.copy(folder / "recipe.yaml", partial)
+        write_card(partial, arguments.out)
 
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out, write, replace=True)

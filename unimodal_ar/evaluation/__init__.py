@@ -7,7 +7,6 @@ from unimodal_ar.evaluation.forecast import (
     coverage,
     crps,
     evaluate,
-    format_table,
     mae,
     mase,
     mse,
@@ -23,6 +22,8 @@ from unimodal_ar.evaluation.likelihood import (
     negative_log_likelihood,
 )
 from unimodal_ar.evaluation.plots import Panel, plot_forecast, plot_panels
+
+from ..tables import format_table
 
 __all__ = [
     "Likelihood",

@@ -24,7 +24,8 @@ _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 # What recipes may differ in without a word: it has no influence on the weights.
 _FREE = (
-    *("output_dir", "evaluation", "training.logging_", "training.save_", "training.report_to", "training.run_name"),
+    *("output_dir", "evaluation", "card", "hub"),
+    *("training.logging_", "training.save_", "training.report_to", "training.run_name"),
     *("training.disable_tqdm", "training.dataloader_num_workers", "training.dataloader_prefetch_factor"),
     "training.dataloader_pin_memory",
 )

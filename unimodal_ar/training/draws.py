@@ -148,6 +148,17 @@ class SteadyWorker:
             threading.Thread(target=_obey, args=(training.pid,), daemon=True).start()
 
 
+def started_steadily(start: Callable[[], Any]) -> Any:
+    """Lets `start` start workers that are steady from their first moment: they inherit what is blocked here."""
+    if not hasattr(signal, "sigwaitinfo"):
+        return start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        return start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _obey(parent: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass

@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt
 from transformers import TrainingArguments
 
 from ..adapters import ADAPTERS, Adapter, AutoAdapter
+from ..card import CardOptions
 from ..configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from ..heads import HEADS
 from ..modality import ModalityOptions, check_part, parse_modality
@@ -23,6 +24,7 @@ from .body import PretrainedBody, with_language_model
 from .data import DATA, Evaluator
 from .ema import EMAOptions
 from .peft import Method, parse_peft
+from .publishing import HubOptions
 from .schedule import check_schedule
 
 # What transformers saves of a configuration that says where it came from, not what is built from it.
@@ -59,6 +61,9 @@ class Recipe(Strict):
         early_stopping: stop after so many evaluations without a better validation loss; 0: never. With a schedule,
             evaluations count from its last change on.
         evaluation: of the trained model, as the data's kind does it (see its `Evaluation`). None: none.
+        card: what the model's card says that does not follow from the rest: licence, data, ... see `card.CardOptions`.
+            None: nothing.
+        hub: where the finished model is uploaded, see `publishing.HubOptions`. None: nowhere.
     """
 
     seed: NonNegativeInt = 0
@@ -73,6 +78,8 @@ class Recipe(Strict):
     schedule: dict[str, list[tuple[float, float]]] = {}
     early_stopping: NonNegativeInt = 0
     evaluation: dict[str, Any] | None = None
+    card: CardOptions | None = None
+    hub: HubOptions | None = None
 
 
 class Resolved:

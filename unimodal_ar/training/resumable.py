@@ -16,7 +16,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from .. import ranks
 from .checkpoints import contents, find_checkpoint, seal
-from .draws import Drawn, Draws, SteadyWorker, as_it_is, derived
+from .draws import Drawn, Draws, SteadyWorker, as_it_is, derived, started_steadily
 from .interruption import Interruption
 
 
@@ -105,6 +105,7 @@ class ResumableTrainer(Trainer):
             drawn.collate, base.collate_fn = base.collate_fn, as_it_is
         if base.num_workers:
             base.worker_init_fn = SteadyWorker(base.worker_init_fn)
+            base._get_iterator = partial(started_steadily, base._get_iterator)
         if base.persistent_workers:
             # Those of a training that goes on begin at another time, and would draw their seed from the model's stream.
             base.generator = torch.Generator().manual_seed(self.args.seed)

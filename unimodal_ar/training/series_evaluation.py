@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 from ..adapters.timeseries.series import OnIrregular
 from ..configuration import UnimodalARConfig
 from ..evaluation import format_table
-from ..evaluation.rolling import RollingEvaluation, Rows
-from ..forecasting import Forecaster
+from ..evaluation.plots import forecast_panels, picture_format, plot_panels
+from ..evaluation.rolling import RollingEvaluation, Rows, window
+from ..forecasting import LEVELS, Forecaster
 from ..heads import HEADS
 from ..modeling import UnimodalARForGeneration
 from ..schema import Strict, parse
@@ -124,7 +126,8 @@ class RollingForecasts:
                 raise ValueError(f"evaluation.transfer {transfer.title!r}: {error}") from None
 
     def run(self, model: UnimodalARForGeneration, folder: Path | None) -> dict[str, Any]:
-        """A table per horizon, printed and returned; those of other data under "transfer" and their name."""
+        """A table per horizon, printed and returned; those of other data under "transfer" and their name. `folder` gets
+        samples.png, forecasts of the first series."""
         adopt(self.evaluation, model)
         tables: dict[str, Any] = self.own.run(model, "Test part")
         if self.transfer:
@@ -132,6 +135,11 @@ class RollingForecasts:
                 title: part.run(model, f"Test part of {title!r}, which was not trained on")
                 for title, part in self.transfer.items()
             }
+        if folder is not None:
+            try:
+                self.own.draw(model, folder / "samples.png")
+            except ImportError as error:
+                print(f"\nNo samples.png: {error}")
         return tables
 
 
@@ -183,3 +191,18 @@ class _TestPart:
             print(format_table(rows))
             tables[str(horizon)] = rows
         return tables
+
+    def draw(self, model: UnimodalARForGeneration, picture: Path) -> None:
+        """The first forecast of the longest horizon, of up to four series, beside what came; raises ImportError without
+        matplotlib."""
+        picture_format(picture)
+        horizon, rolling = max(self.rolling.items())
+        forecaster = Forecaster(model, self.data.adapter, self.data.trained_examples)
+        shown = rolling.items[:4]
+        windows = [window(item, test, horizon, test) for item, _, test in shown]
+        levels = None if forecaster.is_point else LEVELS
+        sampling: dict[str, Any] = {"seed": self.seed, "examples": self.data.options.examples}
+        forecast = forecaster.predict(windows, horizon, levels, self.evaluation.num_samples, **sampling)
+        panels = forecast_panels(forecast, len(shown))
+        actual = [item.values[test : test + horizon] for item, _, test in shown]
+        plot_panels(picture, [replace(panel, actual=x) for panel, x in zip(panels, actual, strict=True)])

@@ -1,0 +1,147 @@
+"""Model cards: what they say follows from the folder, and what people wrote is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from tests.test_hub import _image_model
+from tests.test_peft import _adapted, _plain, _source
+from unimodal_ar.card import CardOptions, card
+from unimodal_ar.cli import main
+from unimodal_ar.places import CARD
+from unimodal_ar.recipes.train import train
+from unimodal_ar.stamp import is_unedited
+from unimodal_ar.training.documents import load_recipe
+
+SMALL = (
+    *("model.backbone.hidden_size=16", "model.backbone.num_hidden_layers=1", "model.backbone.num_attention_heads=2"),
+    *("training.max_steps=2", "training.eval_strategy=steps", "training.eval_steps=2", "training.save_steps=2"),
+    *("training.save_strategy=steps", "training.disable_tqdm=true", "training.use_cpu=true", "data.stop=2200"),
+    *("data.validation_stride=100", "data.min_lookback=336", "evaluation.stride=500", "evaluation.num_samples=3"),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A forecaster, as the command writes it."""
+    output = tmp_path_factory.mktemp("card") / "temperatures"
+    stated = "card={license: cc-by-4.0, data: hourly normals, description: For tests., tags: [weather]}"
+    run = train(load_recipe("next_patch/temperature", [*SMALL, stated, f"output_dir={output}"]))
+    assert run == output
+    return output
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` that may be changed."""
+    return shutil.copytree(trained, tmp_path / "model")
+
+
+def _front(text: str) -> dict[str, Any]:
+    return ModelCard(text).data.to_dict()
+
+
+def test_training_writes_a_card_of_what_it_did(trained: Path) -> None:
+    text = (trained / CARD).read_text()
+    front, tables = _front(text), json.loads((trained / "evaluation.json").read_text())
+    assert (front["library_name"], front["license"]) == ("unimodal_ar", "cc-by-4.0")
+    assert front["pipeline_tag"] == "time-series-forecasting" and "weather" in front["tags"]
+    metrics = front["model-index"][0]["results"][0]["metrics"]
+    found = {(metric["args"]["horizon"], metric["type"]): metric["value"] for metric in metrics}
+    expected = {(int(h), m.lower()): x for h, rows in tables.items() for m, x in rows["unimodal_ar"].items()}
+    assert found == expected and len(found) > 4
+    assert "hourly normals" in text and "For tests." in text and "](samples.png)" in text
+    assert (trained / "samples.png").read_bytes()[:4] == b"\x89PNG"
+    assert f'pipelines.load("{trained}")' in text and "seasonal naive (24)" in text
+    sections = [line for line in text.splitlines() if line.startswith("## ")]
+    assert len(sections) == 7 and "\n\n\n" not in text and "None" not in text and "{" not in text.split("---")[2]
+
+
+def test_the_command_says_more_and_keeps_what_was_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["card", str(folder), "--datasets", "me/weather", "--license", "mit"]) == 0
+    front = _front((folder / CARD).read_text())
+    assert (front["license"], front["datasets"]) == ("mit", ["me/weather"])
+    assert main(["card", str(folder), "--description", "Of another kind."]) == 0
+    text = (folder / CARD).read_text()
+    assert _front(text)["license"] == "mit" and "Of another kind." in text and is_unedited(text)
+
+
+@pytest.mark.parametrize("edited", ["Mine.\n", None])
+def test_what_somebody_wrote_stays(folder: Path, edited: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    text = edited or (folder / CARD).read_text().replace("For tests.", "For me.")
+    (folder / CARD).write_text(text)
+    assert main(["card", str(folder)]) == 2
+    assert "README.md that was written or edited by hand and would be replaced" in capsys.readouterr().err
+    document = yaml.safe_load((folder / "recipe.yaml").read_text()) | {"output_dir": str(folder)}
+    with pytest.raises(ValueError, match=r"output_dir .* holds a README.md that was written or edited by hand"):
+        train(document, overwrite=True)
+    assert (folder / CARD).read_text() == text
+    assert main(["card", str(folder), "--overwrite"]) == 0
+    assert is_unedited((folder / CARD).read_text())
+
+
+def test_nothing_is_made_up(tmp_path: Path) -> None:
+    """Of a model that was saved by hand."""
+    folder = _image_model(tmp_path / "model")
+    for name in (CARD, "recipe.yaml"):
+        (folder / name).unlink()
+    text = card(folder, "me/image")
+    front = _front(text)
+    assert "license" not in front and "model-index" not in front and "datasets" not in front
+    for said in ("folder holds no recipe", "folder holds no evaluation.json", "Licence of the weights: not stated"):
+        assert said in text
+    assert 'pipelines.load("me/image")' in text
+
+
+def test_layers_name_their_base(tmp_path: Path) -> None:
+    model = _adapted(_plain(_source(tmp_path / "body", "llama")))
+    model.save_pretrained(tmp_path / "layers")
+    config = json.loads((tmp_path / "layers" / "config.json").read_text())
+    config["backbone_source"] |= {"name_or_path": "labs/body", "revision": "0" * 40}
+    (tmp_path / "layers" / "config.json").write_text(json.dumps(config))
+    text = card(tmp_path / "layers", "me/layers")
+    front = _front(text)
+    assert (front["base_model"], front["base_model_relation"]) == ("labs/body", "adapter")
+    assert 'AutoPeftModel.from_pretrained("me/layers"' in text and "unimodal-ar merge me/layers" in text
+
+
+def test_a_folder_is_no_base_on_the_hub(folder: Path) -> None:
+    """Though "runs/lm" looks like an id; and paths are not told."""
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["model"]["backbone"] = {"pretrained": "runs/lm", "freeze": False}
+    recipe["data"] |= {"dataset": None, "path": "private/weather.csv"}
+    recipe["init_from"] = "runs/earlier"
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    text = card(folder, "me/weather")
+    assert "base_model" not in _front(text)
+    assert not any(name in text for name in ("runs/lm", "private/", "runs/earlier"))
+    assert "`lm`" in text and "`weather.csv`" in text and "`earlier`" in text
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"license": "My licence"}, "license.*names of licences"),
+        ({"license": "other"}, "license 'other' needs its license_name"),
+        ({"license": "mit", "license_link": "https://x"}, "license_link is for the license 'other'"),
+        ({"datasets": ["a/b/c"]}, "'a/b/c' is no id on the Hub"),
+        ({"licence": "mit"}, "licence"),
+    ],
+)
+def test_what_a_recipe_cannot_state(stated: dict[str, Any], told: str) -> None:
+    document = load_recipe("next_patch/temperature") | {"card": stated}
+    with pytest.raises(ValueError, match=told):
+        train(document)
+
+
+def test_the_options_of_the_command_are_those_of_recipes() -> None:
+    from unimodal_ar.commands.card import TEXTS
+
+    assert {*(name.replace("-", "_") for name in TEXTS), "datasets", "tags"} == set(CardOptions.model_fields)

@@ -1,0 +1,95 @@
+"""Recipes whose model is uploaded when it is finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import hub_server
+from tests.hub_server import HubServer
+from tests.test_card import SMALL
+from tests.test_hub import _image_model
+from unimodal_ar import pipelines
+from unimodal_ar.cli import main
+from unimodal_ar.hub import push
+from unimodal_ar.recipes.train import train
+from unimodal_ar.stamp import is_unedited
+from unimodal_ar.training import publishing
+from unimodal_ar.training.documents import load_recipe
+
+hub = hub_server.hub  # a fixture
+
+
+def _document(output: Path, **more: Any) -> dict[str, Any]:
+    return load_recipe("next_patch/temperature", [*SMALL, f"output_dir={output}"]) | more
+
+
+def test_a_finished_model_is_uploaded_with_recipe_and_card(hub: HubServer, tmp_path: Path) -> None:
+    options = {"repo_id": "me/weather", "private": True, "message": "First"}
+    train(_document(tmp_path / "run", hub=options))
+    files, repository = hub.files("me/weather"), hub.repositories["me/weather"]
+    assert repository.private and repository.messages[-1] == "First"
+    assert files.keys() >= {"config.json", "model.safetensors", "recipe.yaml", "evaluation.json", "samples.png"}
+    assert b'pipelines.load("me/weather")' in files["README.md"] and b"me/weather" in files["recipe.yaml"]
+    assert b'pipelines.load("me/weather")' not in (tmp_path / "run" / "README.md").read_bytes()
+    assert pipelines.load("me/weather").predict([[1.0, 2.0] * 200], 24).mean.shape == (1, 24)
+
+
+def test_what_the_hub_refuses_is_said_before_training(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"hub.repo_id .*'owner/name'"):
+        train(_document(tmp_path / "run", hub={"repo_id": "weather"}))
+    hub.put("you/weather", {"README.md": b"Yours."})
+    with pytest.raises(ValueError, match=r"hub.repo_id is 'you/weather'; with this token .* one of \['me'\]"):
+        train(_document(tmp_path / "run", hub={"repo_id": "you/weather"}))
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(ValueError, match="the Hub answered 401 about 'me/weather'"):
+        train(_document(tmp_path / "run", hub={"repo_id": "me/weather"}))
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+def test_a_body_that_nobody_else_finds_is_said_before_training(hub: HubServer, tmp_path: Path) -> None:
+    train(_document(tmp_path / "base"))
+    layers = {"init_from": str(tmp_path / "base"), "peft": {"method": "lora", "r": 2}}
+    with pytest.raises(ValueError, match=r"hub.base is missing, and the frozen body is in '.*base', a folder"):
+        train(_document(tmp_path / "layers", hub={"repo_id": "me/layers"}, **layers))
+    assert not hub.requests
+    assert main(["push", str(tmp_path / "base"), "me/base"]) == 0
+    train(_document(tmp_path / "layers", hub={"repo_id": "me/layers", "base": "me/base"}, **layers))
+    assert b"base_model: me/base" in hub.files("me/layers")["README.md"]
+    assert hub.files("me/layers").keys() >= {"adapter_model.safetensors", "adapter_config.json"}
+
+
+def test_a_failed_upload_leaves_the_model_and_says_how(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise ValueError("the Hub could not be asked about 'me/weather'")
+
+    monkeypatch.setattr(publishing, "push", fail)
+    output = tmp_path / "run"
+    with pytest.raises(ValueError, match=rf"was not uploaded, for the Hub .*`unimodal-ar push {output} me/weather`"):
+        train(_document(output, hub={"repo_id": "me/weather"}))
+    monkeypatch.undo()
+    assert (output / "README.md").is_file() and pipelines.load(output)
+
+
+def test_a_card_that_was_edited_on_the_hub_stays(hub: HubServer, tmp_path: Path) -> None:
+    folder = _image_model(tmp_path / "model")
+    (folder / "README.md").unlink()
+    push(folder, "me/grey")
+    first = hub.files("me/grey")["README.md"]
+    assert is_unedited(first)
+    push(folder, "me/grey")  # by nobody
+    assert hub.files("me/grey")["README.md"] == first
+    edited = first.replace(b"# grey", b"# The grey one")
+    hub.put("me/grey", hub.files("me/grey") | {"README.md": edited}, message="edit")
+    with pytest.warns(UserWarning, match="the README.md of 'me/grey' was edited there and stays as it is"):
+        push(folder, "me/grey")
+    assert hub.files("me/grey")["README.md"] == edited
+    (folder / "README.md").write_text("Mine.")  # is meant
+    push(folder, "me/grey")
+    assert hub.files("me/grey")["README.md"] == b"Mine."

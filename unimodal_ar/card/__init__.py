@@ -1,0 +1,8 @@
+"""Model cards: the README.md of a model's folder, written from what the folder itself holds and nothing else."""
+
+from __future__ import annotations
+
+from .options import CardOptions
+from .writing import card, check_card, options_of, standing_on, write_card
+
+__all__ = ["CardOptions", "card", "check_card", "options_of", "standing_on", "write_card"]
