@@ -25,7 +25,7 @@ from unimodal_ar.training.documents import load_recipe, shipped_recipes
 
 from .test_training import _csv, _document, _write
 from .test_transformers_traps import ATTENTION, LABEL, NESTED, SERIES, UNEQUAL, _model, _nested, _trainer
-from .two_processes import CONFIGURATIONS, FEW, PART, TEMPERATURE, TOY, alternate, curve
+from .two_processes import CONFIGURATIONS, FEW, PART, TEMPERATURE, TOY, alternate, curve, told_by_commands
 
 ROOT = Path(__file__).parents[1]
 # 21 images in steps of 8: in the last step of an epoch one of two processes has a single image, the other none.
@@ -225,6 +225,17 @@ def test_work_is_shared_out_and_handed_back_in_order(both: dict[str, Any]) -> No
         assert each["shared"] == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
         assert each["likelihood"] == each["alone"]
     assert both["shared"][0] == both["shared"][1]
+
+
+def test_commands_share_their_work_out(both: dict[str, Any], tmp_path: Path) -> None:
+    """Files and words are those of one process, once."""
+    folder = both["folder"][0]["path"]
+    for name in ("images", "series.csv"):
+        (tmp_path / name).symlink_to(folder / "commands" / name)
+    told = told_by_commands(folder / "fsdp_recipe" / "model", tmp_path)
+    assert [each["told"] for each in both["commands"]] == [told, [""] * 3]
+    for name in ("found.json", "forecast.csv", "samples.png"):
+        assert (tmp_path / name).read_bytes() == (folder / "commands" / name).read_bytes()
 
 
 def test_alone_nothing_is_shared() -> None:

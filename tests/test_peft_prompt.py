@@ -159,7 +159,7 @@ def test_a_recipe_trains_the_prompt_of_a_language_model(tmp_path: Path, capsys: 
     assert not torch.equal(start["backbone.soft_prompt.weight"], weights["backbone.soft_prompt.weight"])
     out = tmp_path / "out.csv"
     words = ["forecast", str(tmp_path / "series.csv"), "--model", str(run), "--horizon", "6", "--out", str(out)]
-    subprocess.run([sys.executable, "-m", "unimodal_ar.cli", *words], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "unimodal_ar", *words], check=True, capture_output=True)
     expected = Forecaster.from_pretrained(run).predict(str(tmp_path / "series.csv"), 6).mean[0]
     np.testing.assert_allclose(np.genfromtxt(out, delimiter=",", names=True)["mean"], expected, rtol=1e-5)
     assert main(["merge", str(run), "--out", str(tmp_path / "merged")]) == 2

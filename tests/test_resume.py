@@ -427,7 +427,7 @@ def test_killed_twenty_times_as_users_start_it(tmp_path: Path) -> None:
     whole, chance = train(_to(document, "whole")), random.Random(0)
     assert whole is not None
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
-    words = [sys.executable, "-m", "unimodal_ar.cli", "train", str(tmp_path / "recipe.yaml")]
+    words = [sys.executable, "-m", "unimodal_ar", "train", str(tmp_path / "recipe.yaml")]
     reached = []
     for _ in range(20):
         before = last_checkpoint(tmp_path / "run" / "checkpoints")
@@ -439,7 +439,7 @@ def test_killed_twenty_times_as_users_start_it(tmp_path: Path) -> None:
         assert process.returncode == -signal.SIGKILL
         reached.append(last_checkpoint(tmp_path / "run" / "checkpoints"))
     assert len(set(reached)) == 20
-    _run("unimodal_ar.cli", "train", str(tmp_path / "recipe.yaml"))
+    _run("unimodal_ar", "train", str(tmp_path / "recipe.yaml"))
     assert _weights(tmp_path / "run") == _weights(whole) and _state(tmp_path / "run") == _state(whole)
 
 
@@ -481,7 +481,7 @@ def test_a_sigterm_ends_a_training_by_a_checkpoint(tmp_path: Path) -> None:
     """As users start it; nothing is published, and it goes on bit for bit."""
     document = _document(tmp_path, num_train_epochs=12, eval_steps=8, save_steps=8, dataloader_num_workers=1)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
-    words = [sys.executable, "-m", "unimodal_ar.cli", "train", str(tmp_path / "recipe.yaml")]
+    words = [sys.executable, "-m", "unimodal_ar", "train", str(tmp_path / "recipe.yaml")]
     folder, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
     with subprocess.Popen(
         words, cwd=REPOSITORY, stdout=-1, text=True, env=_environment(), start_new_session=True

@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import socket
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 
 from unimodal_ar import UnimodalARForGeneration, ranks
+from unimodal_ar.cli import main as cli
 from unimodal_ar.evaluation.likelihood import negative_log_likelihood
 from unimodal_ar.recipes.train import train
 from unimodal_ar.training import UnimodalARTrainer
@@ -27,6 +30,8 @@ from unimodal_ar.training.documents import load_recipe
 from unimodal_ar.training.trainer import collate_segments
 
 from .ema_in_shards import averaged, faulty
+from .test_cli_sample import save
+from .test_training import _csv
 from .test_transformers_traps import NESTED, UNEQUAL, _model, _nested, _trainer
 
 Found = dict[str, Any]
@@ -146,10 +151,35 @@ def shared(folder: Path) -> Found:
     return found
 
 
+def commands(folder: Path) -> Found:
+    """Started by accelerate as a training is: both ranks are given the same words."""
+    folder.mkdir(exist_ok=True)
+    if ranks.rank() == 0:
+        save(str(folder / "images"))
+        _csv(folder)
+    ranks.gather(None)
+    return {"told": told_by_commands(folder.parent / "fsdp_recipe" / "model", folder)}
+
+
+def told_by_commands(forecaster: Path, folder: Path) -> list[str]:
+    """What commands that share their work out print; they read images and series.csv in `folder`, and write there."""
+    told = []
+    for words in (
+        f"evaluate {forecaster} --out {folder}/found.json",
+        f"forecast {folder}/series.csv --target y --model {forecaster} --horizon 30 --out {folder}/forecast.csv",
+        f"sample --model {folder}/images --n 5 --batch-size 2 --context label=1 --out {folder}/samples.png",
+    ):
+        with redirect_stdout(StringIO()) as printed:
+            assert cli(words.split()) == 0
+        told.append(printed.getvalue().replace(str(folder), "FOLDER"))
+    return told
+
+
 PART = "training.per_device_train_batch_size=4"  # of two processes, each
 TOGETHER = (unequal, modalities, uneven, few, stream, shared, faulty)
 SHARDED = (unequal, modalities, hosted, uneven, recipe, averaged, faulty)
 SCENARIOS = {x.__name__: x for x in TOGETHER} | {f"fsdp_{x.__name__}": x for x in SHARDED}
+SCENARIOS |= {"commands": commands}  # of the model that one of the others trains
 
 
 def _fsdp() -> dict[str, str]:

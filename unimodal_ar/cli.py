@@ -78,7 +78,3 @@ def _recipes(arguments: argparse.Namespace) -> None:
 
     names = [*shipped_recipes(), *shipped_configurations()]
     print(read_recipe(arguments.recipe).rstrip() if arguments.recipe else "\n".join(names))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,25 @@ def usable_device(name: str | None) -> Any:
         )
         raise ValueError(f"--device is {name!r}; it must be one of {['cpu', *more]} on this machine") from error
     return torch.device(name)
+
+
+@contextmanager
+def all_processes(device: str | None) -> Iterator[Any]:
+    """Inside, all processes that `accelerate launch` or torchrun started, if there are several, work `together`; the
+    first one (`ranks.rank() == 0`) is to write files, and what the others print is not shown.
+
+    Yields:
+        The device of this process: `device`, a GPU of its own, or None to have one chosen.
+    """
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    from .. import ranks
+    from ..training.launch import join_others
+
+    own = PartialState().device if join_others() else None
+    chosen = usable_device(device)
+    with ranks.together(), redirect_stdout(StringIO()) if ranks.rank() else nullcontext():
+        yield chosen or own
 
 
 def load_quietly(kind: Any, model: str, device: Any) -> Any:

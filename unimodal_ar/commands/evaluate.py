@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .common import add_revision, check_output, model_of, usable_device
+from .common import add_revision, all_processes, check_output, model_of
 
 
 def add(commands: Any) -> None:
@@ -42,29 +42,38 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from transformers.utils import logging
+
+    from .. import ranks
     from ..places import is_from_hub
     from ..training.evaluate import evaluate
 
     out = Path(arguments.out) if arguments.out else None
     if out is not None:
         _check_out(out, Path(arguments.model))
-    device = usable_device(arguments.device)
-    model = model_of(arguments.model, arguments.revision, "MODEL")
-    if is_from_hub(model):
-        _check_data(arguments, Path(model))
-    if out is None:
-        evaluate(model, arguments.overrides, device)
-        return
-    # Beside the place of the files, so that these can be moved: all appear whole, or none does.
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as scratch:
-        folder = Path(scratch)
-        tables = evaluate(model, arguments.overrides, device, folder)
-        drawn = sorted(folder.iterdir())
-        (folder / "found").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
-        places = {file: out.with_name(f"{out.stem}-{file.name}") for file in drawn} | {folder / "found": out}
-        for file, place in places.items():
-            os.replace(file, place)
-            print(f"Wrote {place}")
+    with all_processes(arguments.device) as device:
+        model = model_of(arguments.model, arguments.revision, "MODEL")
+        if is_from_hub(model):
+            _check_data(arguments, Path(model))
+        logging.disable_progress_bar()
+        if out is None:
+            evaluate(model, arguments.overrides, device)
+            return
+        # Beside the place of the files, so that these can be moved: all appear whole, or none does.
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as scratch:
+            tables = evaluate(model, arguments.overrides, device, Path(scratch))
+            if ranks.rank() == 0:
+                _move(Path(scratch), tables, out)
+
+
+def _move(folder: Path, tables: dict[str, Any], out: Path) -> None:
+    """Files of `folder`, and the tables, to their places."""
+    drawn = sorted(folder.iterdir())
+    (folder / "found").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+    places = {file: out.with_name(f"{out.stem}-{file.name}") for file in drawn} | {folder / "found": out}
+    for file, place in places.items():
+        os.replace(file, place)
+        print(f"Wrote {place}")
 
 
 def _check_data(arguments: argparse.Namespace, model: Path) -> None:

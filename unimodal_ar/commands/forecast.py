@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from .common import (
     add_model,
     add_steps,
+    all_processes,
     check_output,
     load_quietly,
     model_of,
     naming_options,
     step_options,
-    usable_device,
 )
 
 if TYPE_CHECKING:
@@ -74,20 +74,23 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from .. import ranks
     from ..forecasting import Forecaster
 
     out, plot = Path(arguments.out), Path(arguments.plot) if arguments.plot else None
     _check_request(arguments, out, plot)
-    arguments.model = model_of(arguments.model, arguments.revision)
     steps = step_options(arguments)
-    device = usable_device(arguments.device)
-    series = _read(arguments)
-    forecaster = load_quietly(Forecaster, arguments.model, device)
-    levels, count = arguments.quantiles, arguments.num_samples
-    with naming_options():
-        examples = {None: "trained", "none": None}.get(arguments.examples, arguments.examples)
-        drawing = {"seed": arguments.seed, "roll_out": arguments.roll_out, "examples": examples, **steps}
-        forecast = forecaster.predict(series, arguments.horizon, levels, count, **drawing)
+    with all_processes(arguments.device) as device:
+        arguments.model = model_of(arguments.model, arguments.revision)
+        series = _read(arguments)
+        forecaster = load_quietly(Forecaster, arguments.model, device)
+        levels, count = arguments.quantiles, arguments.num_samples
+        with naming_options():
+            examples = {None: "trained", "none": None}.get(arguments.examples, arguments.examples)
+            drawing = {"seed": arguments.seed, "roll_out": arguments.roll_out, "examples": examples, **steps}
+            forecast = forecaster.predict(series, arguments.horizon, levels, count, **drawing)
+    if ranks.rank():
+        return
     _write(forecast, out, plot)
     print(f"Wrote {len(series)} forecasts of {arguments.horizon} steps to {out}")
     if plot:

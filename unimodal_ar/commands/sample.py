@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from .common import (
     add_model,
     add_steps,
+    all_processes,
     check_output,
     load_quietly,
     model_of,
     naming_options,
     step_options,
-    usable_device,
 )
 
 if TYPE_CHECKING:
@@ -87,31 +87,31 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from .. import ranks
     from ..pipelines import Generator
 
     out, steps = Path(arguments.out), step_options(arguments)
     _check_request(arguments, out)
-    model = model_of(arguments.model, arguments.revision)
-    device = usable_device(arguments.device)
-    generator = load_quietly(Generator, model, device)
-    adapter = generator.adapter(arguments.target)
-    if not adapter.suffixes:
-        raise ValueError(f"target is {adapter.modality!r}; its samples have no file of their own")
-    _check_suffix(out, adapter.suffixes)
-    names = ("guidance_scale", "temperature", "top_k", "top_p", "seed", "given", "mask", *LENGTHS)
-    options = {name: getattr(arguments, name) for name in names} | steps | _contexts(arguments, generator)
-    with naming_options():
-        if arguments.stream:
-            _write_stream(generator, adapter, out, {"target": arguments.target, **options})
-            picture = adapter.picture([out])
-        else:
-            samples = generator.generate(
-                arguments.n or SAMPLES, arguments.target, batch_size=arguments.batch_size or BATCH, **options
-            )
-            samples.save(out)
-            picture = samples.picture()
-    many = 1 if arguments.stream else arguments.n or SAMPLES
-    told = f"Wrote {many} sample{'s' * (many > 1)} to {out}"
+    with all_processes(arguments.device) as device:
+        generator = load_quietly(Generator, model_of(arguments.model, arguments.revision), device)
+        adapter = generator.adapter(arguments.target)
+        if not adapter.suffixes:
+            raise ValueError(f"target is {adapter.modality!r}; its samples have no file of their own")
+        _check_suffix(out, adapter.suffixes)
+        names = ("target", "guidance_scale", "temperature", "top_k", "top_p", "seed", "given", "mask", *LENGTHS)
+        options = {name: getattr(arguments, name) for name in names} | steps | _contexts(arguments, generator)
+        count = 1 if arguments.stream else arguments.n or SAMPLES
+        with naming_options():
+            if arguments.stream and ranks.rank() == 0:
+                _write_stream(generator, adapter, out, options)
+            size = arguments.batch_size or BATCH
+            samples = None if arguments.stream else generator.generate(count, batch_size=size, **options)
+    if ranks.rank():
+        return
+    if samples is not None:
+        samples.save(out)
+    picture = adapter.picture([out]) if samples is None else samples.picture()
+    told = f"Wrote {count} sample{'s' * (count > 1)} to {out}"
     if picture is not None:
         from ..adapters.image.pictures import write_png
 

@@ -20,12 +20,15 @@ NO_DEEPSPEED = (
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPIs
 
 
-def join_others() -> None:
-    """To be called before any training argument is made.
+def join_others() -> bool:
+    """To be called before any training argument or state of accelerate's is made.
 
-    Several processes on a machine without GPUs train on the CPU, which accelerate has to be told: it would let each
-    train alone. And `accelerate launch --cpu --num_processes 2` starts one process, unless MPI is there; then this
+    Several processes on a machine without GPUs work on the CPU, which accelerate has to be told: it would let each
+    work alone. And `accelerate launch --cpu --num_processes 2` starts one process, unless MPI is there; then this
     becomes the launcher of both.
+
+    Returns:
+        Whether there are several.
 
     Raises:
         ValueError: several processes were asked for, this is the only one, and it cannot be told what to start.
@@ -33,12 +36,14 @@ def join_others() -> None:
     if any(int(os.environ.get(name, 1)) > 1 for name in _SIZES):
         if not torch.accelerator.is_available():
             os.environ["ACCELERATE_USE_CPU"] = "true"
-    elif "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:  # accelerate's launcher of one
+        return True
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:  # accelerate's launcher of one
         options = _launcher_options()
         if options is not None:
             _follow_launcher()
         if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" and "MASTER_ADDR" in os.environ:
             _start_all(options)
+    return False
 
 
 def _launcher_options() -> list[str] | None:
