@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]  # types-tqdm is not worth a dependency
-from transformers import AutoConfig, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..fingerprint import fingerprint, read_body
@@ -216,6 +216,8 @@ class TextStates:
 
     def _tokens(self, texts: Sequence[str], longest: int | None) -> list[list[int]]:
         if self._tokenizer is None:
+            from transformers import AutoTokenizer  # a tenth of what it takes to import this package, which is for few
+
             place, options = self.language_model.place
             with _telling(self.language_model):
                 self._tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
