@@ -34,7 +34,7 @@ LAYERS = {
             {"modeling"},
             {"adapters", "card", "convert", "evaluation", "export", "fitting", "forecast", "forecasting", "hub"}
             | {"pipelines", "prompts", "saving", "training"},
-            {"cli", "commands", "recipes"},
+            {"__main__", "cli", "commands", "recipes"},
             {"unimodal_ar"},  # the package's own __init__, which gathers the public names
         ]
     )
