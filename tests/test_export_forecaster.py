@@ -94,6 +94,18 @@ def test_points_are_those_of_predict(name: str, tmp_path: Path) -> None:
     assert expected.std() > 0.1
 
 
+def test_nothing_missing_is_sorted(tmp_path: Path) -> None:
+    """Where NaN comes in an order, ONNX leaves to its runtimes; onnxruntime 1.23 puts it between the numbers."""
+    forecaster, series = _forecaster(**POINTS["blocks"]), _series()
+    export_forecaster(forecaster, tmp_path, batch_size=len(series))
+    graph = onnx.load(tmp_path / "forecaster.onnx")
+    (sorted_values,) = [node.input[0] for node in graph.graph.node if node.op_type == "TopK"]
+    graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(sorted_values))
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    (found,) = session.run([sorted_values], _inputs(series, LOOKBACK))
+    assert np.isinf(found).any() and not np.isnan(found).any()
+
+
 def test_quantiles_are_those_that_predict_estimates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly those of the head, which `predict` would draw from: here it draws one quantile instead."""
     forecaster, series, levels = _forecaster(QUANTILE), _series(), [0.01, 0.1, 0.37, 0.5, 0.99]

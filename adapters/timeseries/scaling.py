@@ -39,8 +39,10 @@ def _none(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def _quantiles(x: Tensor, levels: Sequence[float]) -> list[Tensor]:
     """As torch.nanquantile with linear interpolation along the last dimension, but for inputs of any size."""
-    ordered = x.sort(-1).values  # NaN comes last
-    last = ((~x.isnan()).sum(-1, keepdim=True) - 1).clamp(min=0).double()
+    missing = x.isnan()
+    # To the end. NaN would go there, too, but not in an exported graph: ONNX says nothing of where it sorts NaN.
+    ordered = x.masked_fill(missing, torch.inf).sort(-1).values
+    last = ((~missing).sum(-1, keepdim=True) - 1).clamp(min=0).double()
     found = []
     for level in levels:
         place = last * level
