@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def fork(work: Callable[[], Any]) -> int:
         status = 0
     except SystemExit as exit:
         status = int(exit.code or 0)
+    except Exception:  # which nobody else would tell
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(status)

@@ -38,6 +38,8 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if self.args.device.type == "cpu":  # of several processes "cpu:0", to which torch reads no optimiser
+            self.args._setup_devices = torch.device("cpu")
         self._draws: Draws | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, torch.Tensor] = {}
