@@ -326,6 +326,14 @@ def test_guidance_layers_and_targets_are_refused(tmp_path: Path) -> None:
         export_llama(CASES["unconditional"].build(), tmp_path)
 
 
+def test_guidance_which_can_be_changed_is_told_last(tmp_path: Path) -> None:
+    modalities, backbone, native, sentence = REFUSED["axes"]
+    model = build(modalities, backbone, **native)
+    model.generation_config = model.generation_config.updated(guidance_scale=2.0)
+    with pytest.raises(ValueError, match=sentence):
+        export_llama(model, tmp_path)
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     CASES["unconditional"].build().save_pretrained(tmp_path / "model")
     words = ["export", str(tmp_path / "model"), "--to", "llama", "--out", str(tmp_path / "out")]

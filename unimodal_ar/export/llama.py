@@ -70,6 +70,7 @@ def export_llama(
     _check(model)
     body = model.backbone.model
     config = _config(model)
+    _check_guidance(model)  # last: it alone can be changed in a trained model
     table = _Table(config.hidden_size)
     tokens = _fill(table, model, target)
     head = cast(Any, model.heads[target]).proj.weight
@@ -173,13 +174,6 @@ def _check(model: UnimodalARForGeneration) -> None:
         _check_order(name, options)
         if name in model.heads:
             _check_head(name, options, model)
-    scale = cast(Any, model.generation_config).guidance_scale
-    if scale != 1:
-        raise ValueError(
-            f"guidance_scale of the model's generation_config is {scale}; a plain language model "
-            "draws without, so it must be 1 there (stock generate guides by its own guidance_scale and "
-            "negative_prompt_ids, the prompt with null tokens for the context)"
-        )
     if model.peft_layers is not None:
         raise ValueError(
             "the model has layers of PEFT (LoRA, say), which a plain language model has no place for; merge them first "
@@ -187,6 +181,16 @@ def _check(model: UnimodalARForGeneration) -> None:
         )
     if lora.is_quantized(model.backbone.model):
         raise ValueError("the backbone is quantised; only weights that are not can be exported to a language model")
+
+
+def _check_guidance(model: UnimodalARForGeneration) -> None:
+    scale = cast(Any, model.generation_config).guidance_scale
+    if scale != 1:
+        raise ValueError(
+            f"guidance_scale of the model's generation_config is {scale}; a plain language model "
+            "draws without, so it must be 1 there (stock generate guides by its own guidance_scale and "
+            "negative_prompt_ids, the prompt with null tokens for the context)"
+        )
 
 
 def _check_tokens(name: str, options: ModalityOptions) -> None:
