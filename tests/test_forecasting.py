@@ -40,6 +40,15 @@ def make(
     return Forecaster(model, series)
 
 
+def test_forecasters_and_forecasts_show_sizes_not_values(tmp_path: Path) -> None:
+    forecaster = make()
+    assert repr(forecaster) == "Forecaster(adapters={'series': 'timeseries'}, folder=None)"
+    forecaster.save_pretrained(tmp_path)
+    assert repr(Forecaster.from_pretrained(tmp_path)).endswith(f"folder={str(tmp_path)!r})")
+    forecast = forecaster.predict(waves(20, 30), 5, [0.1, 0.9], num_samples=3)
+    assert repr(forecast) == "Forecast(series=2, horizon=5, levels=[0.1, 0.9], samples=3)"
+
+
 def waves(*lengths: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [10 + 3 * np.sin(np.arange(n) / 3) + rng.normal(size=n) for n in lengths]

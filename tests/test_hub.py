@@ -324,6 +324,7 @@ def test_no_repository_is_made_for_what_is_no_model(hub: HubServer, tmp_path: Pa
 
     folder = _image_model(tmp_path / "model")
     refused("repo_id is 'grey'; it must be 'owner/name'", folder, "grey")
+    assert not hub.requests
     refused("holds no config.json; it must be a model's folder", tmp_path)
     config, weights = folder / "config.json", folder / "model.safetensors"
     whole, data = config.read_text(), weights.read_bytes()

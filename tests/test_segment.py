@@ -150,3 +150,11 @@ def test_collate_compares_whole_structures() -> None:
     for examples in ([[], [one]], [[one], [one, one]], [[one], [one.replace(target=False)]]):
         with pytest.raises(ValueError, match="must share their structure"):
             collate(examples)
+
+
+def test_a_segment_shows_shapes_not_values() -> None:
+    segment = Segment("x", torch.zeros(1, 4, 2), (4, 1, 1), target=False)
+    assert repr(segment) == (
+        "Segment(modality='x', values=<torch.float32 [1, 4, 2]>, grid=(4, 1, 1), observed=None, target=False, "
+        "covariates=None)"
+    )

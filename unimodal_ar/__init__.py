@@ -1,7 +1,12 @@
-"""unimodal_ar: one autoregressive backbone for images, video, audio and time series, behind modality adapters."""
+"""One autoregressive backbone for images, video, audio and time series, behind modality adapters.
+
+To use a trained model: `pipelines.load(folder_or_id)`, or `Forecaster.from_pretrained` for time series. To build one:
+`UnimodalARConfig`, `UnimodalARForGeneration` and `Segment`. To share it: `hub`. Raw data to segments: `adapters`.
+"""
 
 from transformers import AutoConfig, AutoModel
 
+from . import adapters, hub, pipelines
 from ._version import __version__
 from .configuration import UnimodalARConfig, UnimodalARDecoderConfig
 from .decoder import UnimodalARDecoder
@@ -34,6 +39,9 @@ __all__ = [
     "UnimodalARGenerationConfig",
     "UnimodalAROutput",
     "__version__",
+    "adapters",
     "collate",
+    "hub",
+    "pipelines",
     "register_order",
 ]

@@ -35,6 +35,11 @@ class Forecast:
     samples: np.ndarray
     series: list[Series]
 
+    def __repr__(self) -> str:
+        """Sizes alone: a million numbers say less."""
+        (count, paths, horizon), levels = self.samples.shape, list(self.levels or ())
+        return f"Forecast(series={count}, horizon={horizon}, levels={levels}, samples={paths})"
+
     @property
     def median(self) -> np.ndarray:
         """[B, H]: the 0.5 quantile of the sample paths; the point itself where there is only one."""

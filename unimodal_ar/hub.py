@@ -27,7 +27,7 @@ from .intact import LAYERS, check_weights, named_places, read_json
 from .modeling import UnimodalARForGeneration
 from .places import CARD, DESCRIBING, HUB_ID, PACKAGE, is_here, is_models, model_folder, part_names, telling_of_hub
 from .saving import check_output, clear_partial, write_whole
-from .sharing import as_json, based_on, check_portable, commit, contents, there
+from .sharing import as_json, based_on, check_id, check_portable, commit, contents, there
 from .stamp import is_unedited, named
 
 __all__ = ["Shareable", "model_folder", "pull", "push"]
@@ -68,6 +68,7 @@ def push(
         ValueError: the folder holds no whole model that would load elsewhere, `base` is another body, or the Hub
             refuses.
     """
+    check_id(repo_id)  # before the Hub is asked
     folder = Path(folder)
     moved = {} if base is None else {"backbone_source": _source_on_hub(folder, base, token)}
     files = _checked(folder, moved)
@@ -150,6 +151,10 @@ class Shareable:
 
     model: UnimodalARForGeneration
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        kinds = {adapter.modality: adapter.kind for adapter in self._carried()}
+        return f"{type(self).__name__}(adapters={kinds}, folder={None if self.folder is None else str(self.folder)!r})"
 
     def _of(self: Loaded, folder: Path) -> Loaded:
         self.folder = folder

@@ -28,6 +28,10 @@ def check_grid(grid: Sequence[int]) -> Grid:
     return sizes[0], sizes[1], sizes[2]
 
 
+def _brief(value: Any) -> str:
+    return f"<{value.dtype} {list(value.shape)}>" if isinstance(value, Tensor) else repr(value)
+
+
 @dataclass(frozen=True)
 class Segment:
     """Values of one modality on a (T, H, W) grid, for a batch of examples that share this structure.
@@ -57,6 +61,11 @@ class Segment:
         self._check_values()
         self._check_observed()
         self._check_covariates()
+
+    def __repr__(self) -> str:
+        """With the shapes of its tensors, not what they hold."""
+        told = [f"{field.name}={_brief(getattr(self, field.name))}" for field in fields(self)]
+        return f"Segment({', '.join(told)})"
 
     def _check_values(self) -> None:
         values = self.values

@@ -64,6 +64,12 @@ def based_on(folder: Path, base: str, revision: str | None = None) -> bytes:
     return as_json(read_json(folder / "adapter_config.json") | {"base_model_name_or_path": base, "revision": revision})
 
 
+def check_id(repo_id: str) -> None:
+    """Raises ValueError unless it is "owner/name"."""
+    if not HUB_ID.fullmatch(repo_id):
+        raise ValueError(f"repo_id is {repo_id!r}; it must be 'owner/name'")
+
+
 def make_repository(repo_id: str, private: bool | None = None, token: str | bool | None = None) -> str:
     """Makes a repository on the Hub if it is missing; returns its id.
 
@@ -72,8 +78,7 @@ def make_repository(repo_id: str, private: bool | None = None, token: str | bool
     """
     from huggingface_hub import HfApi
 
-    if not HUB_ID.fullmatch(repo_id):
-        raise ValueError(f"repo_id is {repo_id!r}; it must be 'owner/name'")
+    check_id(repo_id)
     api = HfApi(token=token, library_name="unimodal_ar", library_version=__version__)
     with telling_of_hub(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
