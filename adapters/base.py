@@ -236,6 +236,9 @@ class Adapter(ABC):
         found = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, cls)}
         if modality is None and len(found) == 1:
             return next(iter(found.values()))
+        if not found:
+            kinds = {name: adapter.kind for name, adapter in adapters.items()}
+            raise ValueError(f"{directory} holds no {cls.__name__}; its adapters are of the kinds {kinds}")
         if modality is None:
             raise ValueError(
                 f"{directory} holds {len(found)} adapters of type {cls.__name__}, {sorted(found)}; "

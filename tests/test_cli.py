@@ -112,7 +112,21 @@ def test_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["train", "nothing.yaml"], "recipe is 'nothing.yaml'; it must be a YAML file or one of the shipped"),
+        (
+            ["train", "nothing.yaml"],
+            "recipe is 'nothing.yaml'; it must be a YAML file that exists, or the name of a shipped recipe; "
+            "`unimodal-ar recipes` lists those\n",
+        ),
+        (["train", "next_patch/temperatur"], "a shipped recipe; did you mean 'next_patch/temperature'?\n"),
+        (
+            ["train", "next_patch/temperature", "--set", "data.path=calls.csv"],
+            "error: data: path is 'calls.csv' and dataset is 'city_temperatures'; give exactly one of path and "
+            "dataset, and null for the other\n",
+        ),
+        (
+            ["train", "next_patch/temperature", "--set", "model.modalities.serie.head.kind=flow"],
+            "model.modalities has 'serie', which has no element and no adapter; adapters are of ['series']",
+        ),
         (["train", "next_patch/temperature", "--set", "training.learning_rat=1"], "did you mean 'learning_rate'?"),
         (["train", "next_patch/temperature", "--set", "sed=1"], "did you mean 'seed'?"),
         (
@@ -199,6 +213,9 @@ def test_a_recipe_that_names_no_columns_leaves_them_to_be_found(
     Path("model/recipe.yaml").write_text("data: {kind: series, horizon: 8, target: 3}")
     assert forecast_of("calls.csv") == 2
     assert "error: model/recipe.yaml: data.target is 3: input should be a valid list" in capsys.readouterr().err
+    Path("model/recipe.yaml").write_text("data: {kind: images, dataset: digits}")
+    assert forecast_of("calls.csv") == 2
+    assert "data.kind is 'images'; only models of 'series' forecast" in capsys.readouterr().err
 
 
 def test_a_broken_model_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -254,7 +254,7 @@ def test_transfers_that_cannot_be_read(entries: Any, expected: str, tmp_path: Pa
             {"known": ["y"]},
             "evaluation.transfer 'x': data.known names 1 columns; adapters.series.known_covariates is 0",
         ),
-        ({"dataset": "moon"}, "evaluation.transfer 'x': data is"),
+        ({"dataset": "moon"}, "evaluation.transfer 'x': data: dataset is 'moon'; known datasets are"),
     ],
 )
 def test_what_transfers_lack_is_found_before_training(changes: Any, expected: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import ranks
-from .adapters import AutoAdapter, Series, TimeSeriesAdapter, last_steps, read_series, stack_series
+from .adapters import Series, TimeSeriesAdapter, last_steps, read_series, stack_series
 from .forecast import Forecast
 from .heads import Head
 from .hub import Shareable, model_folder
@@ -126,11 +126,7 @@ class Forecaster(Shareable):
             hub: of an id, see `places.model_folder`.
         """
         folder = model_folder(path, **hub)
-        adapter = AutoAdapter.from_pretrained(folder, modality)
-        if not isinstance(adapter, TimeSeriesAdapter):
-            raise ValueError(
-                f"adapter of {str(path)!r} is a {type(adapter).__name__}; forecasting needs a TimeSeriesAdapter"
-            )
+        adapter = TimeSeriesAdapter.from_pretrained(folder, modality)
         model = load_model(folder, device, dtype, backbone)
         return cls(model, adapter, trained_with(folder, adapter.modality))._of(folder)
 

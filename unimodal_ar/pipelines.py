@@ -79,7 +79,7 @@ class Generator(Shareable):
             if isinstance(adapter, TimeSeriesAdapter):
                 raise ValueError(
                     f"modality {name!r} is of time series, which need a past and a horizon; forecast them with "
-                    "unimodal_ar.Forecaster"
+                    "unimodal_ar.Forecaster, or `unimodal-ar forecast`"
                 )
             check_adapter(adapter, model.options[name])
         lacking = [name for name in model.options if name not in model.heads and name not in names]

@@ -91,6 +91,14 @@ def unknown_key(key: str, legal: Iterable[str], where: str) -> str:
     return f"{where} has an unknown key {key!r}; {hint}"
 
 
+def one_source(path: Any, dataset: Any) -> None:
+    """Raises ValueError unless exactly one of both says where data come from."""
+    if (path is None) == (dataset is None):
+        raise ValueError(
+            f"path is {path!r} and dataset is {dataset!r}; give exactly one of path and dataset, and null for the other"
+        )
+
+
 def positive_int(name: str, value: Any) -> int:
     """`value` as an int >= 1 (NumPy's too), or ValueError naming it."""
     try:
@@ -110,7 +118,9 @@ def _explain(schema: type[BaseModel], problem: Any, where: str) -> tuple[str, st
         legal = owner.model_fields if owner else ()
         return unknown_key(path[-1], legal, ".".join([where, *named])), ""
     _, named = _walk(schema, path)
-    value = "" if problem["type"] == "missing" else f" is {problem['input']!r}"
+    # Of a whole section, the sentence names the key: all the others would only hide it.
+    whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)
+    value = "" if whole or problem["type"] == "missing" else f" is {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{'.'.join([where, *named])}{value}: ", f"{message[0].lower()}{message[1:]}"
 

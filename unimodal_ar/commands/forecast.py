@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     if ranks.rank():
         return
     _write(forecast, out, plot)
-    print(f"Wrote {len(series)} forecasts of {arguments.horizon} steps to {out}")
+    print(f"Wrote {len(series)} forecast{'s' * (len(series) > 1)} of {arguments.horizon} steps to {out}")
     if plot:
         print(f"Wrote {plot}")
 
@@ -148,7 +148,8 @@ def _trained_roles(path: Path, table: str) -> dict[str, Any]:
         return {}
     section = load_recipe(path).get("data")
     if not isinstance(section, dict) or section.get("kind") != "series":
-        raise ValueError(f"{path}: data is {section!r}; it must be of the kind 'series'")
+        kind = section.get("kind") if isinstance(section, dict) else section
+        raise ValueError(f"{path}: data.kind is {kind!r}; only models of 'series' forecast, others draw by 'sample'")
     # This table takes the place of the one that was trained on, which need not be known here.
     here = {**section, "dataset": None, "path": table}
     options = parse(SeriesOptions, {key: value for key, value in here.items() if key != "kind"}, f"{path}: data")

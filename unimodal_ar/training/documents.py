@@ -97,8 +97,8 @@ def read_recipe(name: str | os.PathLike[str]) -> str:
     if name in (*shipped, *shipped_configurations()):
         return resources.files(PACKAGE).joinpath(*f"{name}.yaml".split("/")).read_text(encoding="utf-8")
     near = get_close_matches(name, shipped, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"recipe is {name!r}; it must be a YAML file or one of the shipped {shipped}{hint}")
+    hint = f"did you mean {near[0]!r}?" if near else "`unimodal-ar recipes` lists those"
+    raise ValueError(f"recipe is {name!r}; it must be a YAML file that exists, or the name of a shipped recipe; {hint}")
 
 
 def _override(document: dict[str, Any], override: str) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from ..adapters import Adapter, ImageAdapter, ImageSource, LabelAdapter, read_images
 from ..configuration import UnimodalARConfig
 from ..fitting import check_adapter
-from ..schema import Strict
+from ..schema import Strict, one_source
 from .image_evaluation import ImageEvaluation, SamplesAndLikelihood
 from .image_set import ImageDataset, ImageSet
 from .source_set import split
@@ -61,8 +61,7 @@ class ImageOptions(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> ImageOptions:
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give exactly one of path and dataset")
+        one_source(self.path, self.dataset)
         if self.dataset is not None and self.dataset not in DATASETS:
             raise ValueError(f"dataset is {self.dataset!r}; known datasets are {sorted(DATASETS)}")
         if self.test_path is not None and self.test:

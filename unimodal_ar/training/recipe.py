@@ -259,6 +259,11 @@ def _check_model(
     for name, written in modalities.items():
         if not isinstance(written, dict):
             continue
+        if "element" not in written and name not in named:
+            problems.append(
+                f"model.modalities has {name!r}, which has no element and no adapter; adapters are of {sorted(named)}"
+            )
+            continue
         # An adapter or data that cannot be built leave open what they would have settled.
         unsettled = {"element": {"kind": "continuous", "dim": 1}, "grid": [1, 1, 1]} if name in named else {}
         known = unsettled | written if data is None else _modality(name, written, adapters or {}, data)

@@ -16,7 +16,7 @@ from ..adapters.timeseries.series import OnIrregular
 from ..configuration import UnimodalARConfig
 from ..forecasting import check_fit
 from ..prompts import Examples, Place, Prompt, check_room, in_front, searched
-from ..schema import Strict
+from ..schema import Strict, one_source
 from .series_evaluation import RollingForecasts, SeriesEvaluation
 
 
@@ -64,8 +64,7 @@ class SeriesOptions(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> SeriesOptions:
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give exactly one of path and dataset")
+        one_source(self.path, self.dataset)
         if self.dataset is not None and self.dataset not in DATASETS:
             raise ValueError(f"dataset is {self.dataset!r}; known datasets are {sorted(DATASETS)}")
         return self

@@ -12,7 +12,7 @@ from ..adapters import Adapter, VideoAdapter, VideoSource, read_videos
 from ..adapters.clip_sources import ClipSource
 from ..adapters.sources import check_column
 from ..configuration import UnimodalARConfig
-from ..schema import Strict, parse
+from ..schema import Strict, one_source, parse
 from .clips import ClipData, ClipOptions
 from .video_datasets import DATASETS
 from .video_evaluation import VideoEvaluation, VideoEvaluator
@@ -60,8 +60,7 @@ class VideoOptions(ClipOptions):
 
     @model_validator(mode="after")
     def _one_source(self) -> VideoOptions:
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give exactly one of path and dataset")
+        one_source(self.path, self.dataset)
         for name in ("pattern", "video_column"):
             if self.path is None and self.test_path is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it reads what a path holds, and none is given")
