@@ -243,7 +243,7 @@ def test_an_unknown_checkpoint_or_converter(checkpoint: Path, capsys: pytest.Cap
     assert "invalid choice: 'nobody'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["convert", "--help"])
-    assert "whose: " in capsys.readouterr().out
+    assert "the codebase: " in capsys.readouterr().out
 
 
 def test_a_conversion_spares_what_is_not_its_own(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,9 +67,9 @@ def _add_train(commands: Any) -> None:
 
 def _add_recipes(commands: Any) -> None:
     command = commands.add_parser(
-        "recipes", help="list the shipped recipes, and configurations for accelerate, or print one"
+        "recipes", help="list the shipped recipes and accelerate configurations, or print one"
     )
-    command.add_argument("recipe", nargs="?", help="print this one (redirect it to a file to make it yours)")
+    command.add_argument("recipe", nargs="?", help="the one to print (redirect it to a file to edit your own copy)")
     command.set_defaults(run=_recipes)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 TEXTS = {
-    "license": ("NAME", "of the weights, as the Hub calls it: apache-2.0, cc-by-sa-4.0, other ..."),
-    "license-name": ("TEXT", "of --license other: what it is called"),
-    "license-link": ("URL", "of --license other: where it can be read"),
+    "license": ("NAME", "of the weights, by its name on the Hub: apache-2.0, cc-by-sa-4.0, other ..."),
+    "license-name": ("TEXT", "its name, with --license other"),
+    "license-link": ("URL", "its text, with --license other"),
     "data": ("TEXT", "what the model was trained on, where it is from and under which licence"),
     "description": ("TEXT", "what the model is for"),
 }
@@ -19,17 +19,15 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "card",
         help="write the model card of a model's folder",
-        description="Write README.md into a model's folder, from what lies there: configuration, recipe, evaluation, "
-        "samples. Training and conversion have written one already; this one can say more. What is not given is taken "
-        "from the recipe's section `card`, or from the card that is there.",
+        description="Write README.md into a model's folder, from its configuration, recipe, evaluation and samples. "
+        "Training and conversion have written one already; this one can say more. What is not given here is taken from "
+        "the recipe's section `card`, or from the existing card.",
     )
     command.add_argument("folder", metavar="FOLDER", help="a folder that training or conversion wrote")
     for name, (metavar, text) in TEXTS.items():
         command.add_argument(f"--{name}", metavar=metavar, help=text)
-    command.add_argument(
-        "--datasets", nargs="+", metavar="ID", help="on the Hub, of what the model was trained on: owner/name"
-    )
-    command.add_argument("--tags", nargs="+", metavar="TAG", help="besides those that follow from the model")
+    command.add_argument("--datasets", nargs="+", metavar="ID", help="training data on the Hub: owner/name")
+    command.add_argument("--tags", nargs="+", metavar="TAG", help="in addition to those that follow from the model")
     command.add_argument("--overwrite", action="store_true", help="replace a card that was edited by hand")
     command.set_defaults(run=run)
 

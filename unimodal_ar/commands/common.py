@@ -26,7 +26,7 @@ def add_model(option: Callable[..., Any], what: str) -> None:
 
 
 def add_revision(option: Callable[..., Any]) -> None:
-    option("--revision", metavar="NAME", help="of an id on the Hub: a branch, a tag or a commit (default main)")
+    option("--revision", metavar="NAME", help="branch, tag or commit of an id on the Hub (default main)")
 
 
 def model_of(model: str, revision: str | None, option: str = "--model") -> str:
@@ -97,12 +97,12 @@ def load_quietly(kind: Any, model: str, device: Any) -> Any:
 def add_steps(option: Callable[..., Any]) -> None:
     """The options of models that draw in several passes; `step_options` reads them."""
     counts = "N|FIRST,LAST"
-    option("--steps", metavar=counts, help="denoising passes per block, for block diffusion; FIRST,LAST: changing")
-    option("--head-steps", metavar=counts, help="evaluations of a head that draws in several (flow, diffusion)")
+    option("--steps", metavar=counts, help="denoising passes per block; FIRST,LAST: from first to last block")
+    option("--head-steps", metavar=counts, help="evaluations per element of a flow, shortcut or diffusion head")
     option(
         "--sampler",
         metavar="KIND[,KEY=VALUE...]",
-        help="how block diffusion goes from pass to pass: threshold,probability=0.95 say, or heun",
+        help="sampler of block diffusion, such as threshold,probability=0.95 or heun",
     )
 
 

@@ -24,11 +24,15 @@ def add(commands: Any) -> None:
         "       unimodal-ar convert --to block-diffusion MODEL --block BLOCK --out DIR\n"
         "                           [--noise NOISE] [--modality NAME] [--overwrite]",
         description="Convert a checkpoint of a published codebase into a model folder; or, with --to, a next-block "
-        "model or a pretrained language model into one of block diffusion, to be trained on briefly.",
+        "model or a pretrained language model into a block-diffusion model that needs brief training.",
     )
     option = command.add_argument
-    option("name", metavar="NAME", help=f"whose: {', '.join(sorted(CONVERTERS))}; with --to, MODEL: a model's folder")
-    option("checkpoint", nargs="?", metavar="CKPT", help="the weights: .safetensors, or a torch file of tensors alone")
+    option(
+        "name",
+        metavar="NAME",
+        help=f"the codebase: {', '.join(sorted(CONVERTERS))}; with --to, MODEL: a model's folder",
+    )
+    option("checkpoint", nargs="?", metavar="CKPT", help="the weights: .safetensors, or a torch file of tensors only")
     option("--out", required=True, metavar="DIR", help="where to write the model")
     option(
         "--set",
@@ -43,7 +47,7 @@ def add(commands: Any) -> None:
     option("--to", choices=sorted(TO), help="the objective")
     option("--block", metavar="BLOCK", help="elements per block: 4, row, frame, whole, or YAML: '{cell: [1, 2, 2]}'")
     option("--noise", choices=("mask", "gaussian"), help="default: mask")
-    option("--modality", metavar="NAME", help="whose objective changes; default: the only one that is generated")
+    option("--modality", metavar="NAME", help="the one to change; default: the only one that is generated")
     command.set_defaults(run=partial(run, command))
 
 

@@ -16,9 +16,9 @@ from .common import add_revision, all_processes, check_output, model_of
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "evaluate",
-        help="judge a trained model again, on other data, say",
-        description="Judge a trained model as its recipe.yaml does after training, on these data or on others that it "
-        "has not seen (--set data.path=other.csv). The model's folder stays as it is.",
+        help="evaluate a trained model again, for example on other data",
+        description="Evaluate a trained model as its recipe.yaml does after training, on the same data or on others "
+        "(--set data.path=other.csv). The model's folder is not changed.",
     )
     option = command.add_argument
     option("model", metavar="MODEL", help="a folder that training wrote, or an id on the Hub")
@@ -34,8 +34,8 @@ def add(commands: Any) -> None:
     option(
         "--out",
         metavar="FILE",
-        help="where to write what is found: .json. Samples and pictures, which are not drawn without it, go beside it, "
-        "their names behind FILE's and a dash",
+        help="where to write the results: .json. Only with this option are samples and pictures drawn, too; they go "
+        "beside it, as FILE-samples.png, say",
     )
     option("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     command.set_defaults(run=run)

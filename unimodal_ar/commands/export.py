@@ -22,26 +22,26 @@ def add(commands: Any) -> None:
         help="write a model in another program's format",
         description="Write a model in another program's format. llama: a next-token model of codes as a plain language "
         "model, for stock transformers and servers of language models. torch: one step of the backbone over a static "
-        "cache, by torch.export. onnx: the next block of a forecaster. Each comes with a JSON file that says how it is "
-        "used; what cannot be exported says why.",
+        "cache, by torch.export. onnx: the next block of a forecaster. Each comes with a JSON file that says how to "
+        "use it. If a model cannot be exported, the error says why.",
     )
     option = command.add_argument
     option("model", metavar="FOLDER|ID", help="a folder that training wrote, or an id on the Hub")
-    option("--revision", metavar="NAME", help="of an id on the Hub: a branch, a tag or a commit (default main)")
+    option("--revision", metavar="NAME", help="branch, tag or commit of an id on the Hub (default main)")
     option("--to", required=True, choices=list(FORMATS), help="the format")
     option("--out", required=True, metavar="DIR", help="a new or an empty folder")
-    option("--target", metavar="NAME", help="llama: which modality is generated (default: the only one)")
-    option("--dtype", choices=DTYPES, help="llama, torch: of the weights (default float32)")
-    option("--cache-length", type=int, metavar="S", help="torch: places of the cache (needed)")
-    option("--positions", type=int, metavar="N", help="torch: new positions of a step, which are one block (default 1)")
-    option("--batch-size", type=int, metavar="B", help="torch, onnx: of the program (default 1)")
-    option("--lookback", type=int, metavar="STEPS", help="onnx: of the series (default: the forecaster's)")
+    option("--target", metavar="NAME", help="llama: the modality to generate (default: the only one)")
+    option("--dtype", choices=DTYPES, help="llama, torch: dtype of the weights (default float32)")
+    option("--cache-length", type=int, metavar="S", help="torch: positions in the cache (required)")
+    option("--positions", type=int, metavar="N", help="torch: new positions per step, one block (default 1)")
+    option("--batch-size", type=int, metavar="B", help="torch, onnx: batch size of the program (default 1)")
+    option("--lookback", type=int, metavar="STEPS", help="onnx: length of the past (default: the forecaster's)")
     option(
         "--quantiles",
         dest="quantile_levels",
         type=numbers,
         metavar="Q,Q,...",
-        help="onnx: quantile levels (default: those that the head has learnt)",
+        help="onnx: quantile levels (default: those the head was trained on)",
     )
     command.set_defaults(run=run)
 

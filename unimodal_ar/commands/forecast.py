@@ -45,30 +45,29 @@ def add(commands: Any) -> None:
         "--roll-out",
         choices=("window", "cache"),
         default="window",
-        help="beyond the trained length: scale anew and slide on (default), or draw the whole horizon in one go, which "
-        "is faster",
+        help="beyond the trained length: rescale and slide the window (default), or draw the whole horizon in one go, "
+        "which is faster",
     )
     option(
         "--examples",
         choices=("none", "earlier", "similar"),
-        help="in-context examples in front of every lookback: the steps before it, or the windows before it that begin "
-        "like it (default: as in training)",
+        help="in-context examples before every lookback: the steps just before it, or earlier windows that begin like "
+        "it (default: as in training)",
     )
-    option("--seed", type=int, default=0)
+    option("--seed", type=int, default=0, help="of the sample paths (default 0)")
     option("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     columns = command.add_argument_group(
         "columns",
-        "What is not given here is as in training (the data section of DIR/recipe.yaml), and found from names and "
-        "types where that is silent, too. For a table with other names than the training table's, give its own; an "
-        "empty name ('') sets aside what the recipe says. Known covariates need rows for the horizon, with an empty "
-        "target.",
+        "Defaults are those of training (the data section of DIR/recipe.yaml); what it does not say is inferred from "
+        "names and types. Give the names if this table's differ from the training table's; an empty name ('') ignores "
+        "the recipe's. Known covariates need rows for the horizon, with an empty target.",
     )
-    columns.add_argument("--time", metavar="COLUMN", help="of timestamps")
-    columns.add_argument("--item", metavar="COLUMN", help="of series names, in a long table")
-    columns.add_argument("--target", type=_names, metavar="COLUMN,...", help="to forecast")
+    columns.add_argument("--time", metavar="COLUMN", help="the timestamps")
+    columns.add_argument("--item", metavar="COLUMN", help="the names of the series, in a long table")
+    columns.add_argument("--target", type=_names, metavar="COLUMN,...", help="what to forecast")
     columns.add_argument("--known", type=_names, metavar="COLUMN,...", help="covariates known ahead")
-    columns.add_argument("--past", type=_names, metavar="COLUMN,...", help="covariates of the past")
-    columns.add_argument("--freq", help="pandas frequency alias, where it cannot be inferred")
+    columns.add_argument("--past", type=_names, metavar="COLUMN,...", help="covariates known only for the past")
+    columns.add_argument("--freq", help="pandas frequency alias, if it cannot be inferred")
     columns.add_argument("--on-irregular", choices=("error", "resample"), help="what to do about irregular timestamps")
     command.set_defaults(run=run)
 

@@ -11,11 +11,11 @@ from typing import Any
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "merge",
-        help="merge a model's LoRA layers into its backbone",
-        description="Merge the layers of PEFT (LoRA, say) of a trained model into its backbone: the model that "
-        "is written computes the same and needs neither PEFT nor the place that the backbone came from.",
+        help="merge a model's PEFT layers into its backbone",
+        description="Merge a trained model's PEFT layers (such as LoRA) into its backbone. The new model computes the "
+        "same and needs neither PEFT nor the original backbone.",
     )
-    command.add_argument("folder", metavar="FOLDER", help="a folder that training with a section peft wrote")
+    command.add_argument("folder", metavar="FOLDER", help="a folder that training with a recipe's section `peft` wrote")
     command.add_argument("--out", required=True, metavar="DIR", help="where to write the model")
     command.add_argument("--overwrite", action="store_true", help="replace a model that is already in DIR")
     command.set_defaults(run=run)

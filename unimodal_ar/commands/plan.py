@@ -14,9 +14,9 @@ from .common import check_output
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "plan",
-        help="tell what training a recipe would take",
-        description="Tell what training a recipe would take: parameters, memory, arithmetic and steps. It trains three "
-        "steps to measure time and memory, on weights of chance, and writes nothing.",
+        help="show what training a recipe would need",
+        description="Show what training a recipe would need: parameters, memory, arithmetic and steps. Runs three "
+        "training steps on random weights to measure time and memory, and writes nothing.",
     )
     option = command.add_argument
     option("recipe", help="a YAML file, or the name of a shipped recipe such as next_patch/temperature")
@@ -26,11 +26,11 @@ def add(commands: Any) -> None:
     option(
         "--no-step",
         action="store_true",
-        help="build one and two of the backbone's layers, not the whole model, and measure no step",
+        help="measure no step, and build only one and two backbone layers instead of the whole model",
     )
     option("--device", metavar="cpu|cuda", help="where to measure (default: where training would run)")
-    option("--processes", type=int, default=1, metavar="N", help="that train together (default: 1)")
-    option("--json", metavar="FILE", help="where to write all numbers, too")
+    option("--processes", type=int, default=1, metavar="N", help="processes that train together (default: 1)")
+    option("--json", metavar="FILE", help="also write all numbers to this file")
     command.set_defaults(run=run)
 
 

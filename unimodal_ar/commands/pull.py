@@ -10,14 +10,14 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "pull",
         help="download a model from the Hugging Face Hub",
-        description="Download a model from the Hugging Face Hub into a folder of its own: whole, or not at all. (The "
-        "other commands take an id on the Hub for a folder, too.)",
+        description="Download a model from the Hugging Face Hub into a new folder: whole, or not at all. (sample, "
+        "forecast, evaluate and export also take an id on the Hub in place of a folder.)",
     )
     command.add_argument("repo_id", metavar="REPO_ID", help="owner/name")
     command.add_argument("--out", required=True, metavar="DIR", help="where to write the model")
-    command.add_argument("--revision", metavar="NAME", help="a branch, a tag or a commit (default main)")
+    command.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default main)")
     command.add_argument(
-        "--overwrite", action="store_true", help="replace a model that is in DIR, or what a killed pull left there"
+        "--overwrite", action="store_true", help="replace a model in DIR, or the remains of a killed pull"
     )
     command.set_defaults(run=run)
 

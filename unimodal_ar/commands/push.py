@@ -11,19 +11,19 @@ def add(commands: Any) -> None:
         "push",
         help="upload a model to the Hugging Face Hub",
         description="Upload the model in a folder to the Hugging Face Hub in one commit: weights, configuration, "
-        "adapters, recipe, evaluation and card, and nothing else that lies there. Log in by `hf auth login`, or set "
+        "adapters, recipe, evaluation and card, and no other file of the folder. Log in with `hf auth login`, or set "
         "HF_TOKEN.",
     )
     command.add_argument("folder", metavar="FOLDER", help="a folder that training or conversion wrote")
-    command.add_argument("repo_id", metavar="REPO_ID", help="owner/name; made if it is missing")
+    command.add_argument("repo_id", metavar="REPO_ID", help="owner/name; created if missing")
     command.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    command.add_argument("--revision", metavar="BRANCH", help="made if it is missing (default main)")
-    command.add_argument("--message", metavar="TEXT", help="of the commit")
+    command.add_argument("--revision", metavar="BRANCH", help="created if missing (default main)")
+    command.add_argument("--message", metavar="TEXT", help="commit message")
     command.add_argument(
         "--base",
         metavar="ID",
-        help="of a model that was saved without its frozen body (layers of PEFT, say): where on the Hub that is, where "
-        "the model knows a folder only",
+        help="the frozen body's id on the Hub, for a model that was saved without it (PEFT layers, say) and knows it "
+        "only as a local folder",
     )
     command.set_defaults(run=run)
 

@@ -34,25 +34,23 @@ def add(commands: Any) -> None:
         "sample",
         help="draw images, video or audio",
         description="Draw samples from a model and write them into one file: images into a PNG, tiled row by row; "
-        "videos into an .mp4 or .gif, tiled likewise, with a film strip of each beside it; audio into a .wav or .flac, "
-        "one after the other, with a picture of their spectra beside it.",
+        "videos into an .mp4 or .gif, tiled likewise, plus a picture with a film strip of each; audio into a .wav or "
+        ".flac, one after the other, plus a picture of the spectra.",
     )
     option = command.add_argument
     add_model(option, "training or conversion")
     option("--out", required=True, metavar="FILE", help="where to write: .png; .mp4 or .gif; .wav or .flac")
-    option("--n", type=int, metavar="N", help=f"how many (default {SAMPLES}, with --stream 1)")
-    option("--seconds", type=float, metavar="S", help="how long, of video or audio (default: as the model's clips)")
+    option("--n", type=int, metavar="N", help=f"number of samples (default {SAMPLES}; 1 with --stream)")
+    option("--seconds", type=float, metavar="S", help="length of video or audio (default: that of training)")
     option(
         "--window",
         type=float,
         metavar="S",
-        help="how much of what is longer the model sees at once (default: as long as the model's clips)",
+        help="seconds the model sees at once when a clip is longer (default: the length of training)",
     )
+    option("--overlap", type=float, metavar="S", help="seconds of a window carried into the next (default: half of it)")
     option(
-        "--overlap", type=float, metavar="S", help="how much of a window is carried into the next (default: half of it)"
-    )
-    option(
-        "--sink", type=float, metavar="S", help="how much of the beginning stays in every window besides (default 0)"
+        "--sink", type=float, metavar="S", help="seconds of the beginning that also stay in every window (default 0)"
     )
     option("--stream", action="store_true", help="write the sample as it is drawn, block by block (.png, .mp4, .wav)")
     option(
@@ -60,23 +58,23 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE,...",
-        help="a context by modality, such as label=3; of several values each is used for its share of the N samples; "
+        help="a context modality and its value, such as label=3; several values share the N samples equally; "
         "repeatable",
     )
-    option("--target", metavar="NAME", help="the modality to draw, where the model generates several")
+    option("--target", metavar="NAME", help="the modality to draw, if the model generates several")
     option("--guidance-scale", type=float, metavar="S", help="classifier-free guidance; 1: none")
     option("--temperature", type=float, metavar="T", help="0: the most probable; 1: the model's distribution")
     option("--top-k", type=int, metavar="K", help="only the K most probable codes")
-    option("--top-p", type=float, metavar="P", help="only the most probable codes that reach probability P")
+    option("--top-p", type=float, metavar="P", help="only the most probable codes, up to a total probability of P")
     add_steps(option)
-    option("--seed", type=int, default=0, help="sample i depends on it and i alone (default 0)")
+    option("--seed", type=int, default=0, help="sample i depends only on the seed and i (default 0)")
     option("--batch-size", type=int, metavar="B", help=f"samples at a time (default {BATCH})")
     option("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     completing = command.add_argument_group("completing")
     completing.add_argument(
         "--given",
         metavar="FILE",
-        help="an image, which goes with --mask; or a video or audio clip, which the sample goes on from",
+        help="an image, together with --mask; or a video or audio clip to continue",
     )
     completing.add_argument(
         "--mask",
