@@ -130,6 +130,18 @@ def test_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]
         (["train", "next_patch/temperature", "--set", "training.learning_rat=1"], "did you mean 'learning_rate'?"),
         (["train", "next_patch/temperature", "--set", "sed=1"], "did you mean 'seed'?"),
         (
+            ["train", "next_patch/temperature", "--set", "training.num_train_epochs=-1"],
+            "training.num_train_epochs is -1; it must be more than 0",
+        ),
+        (
+            ["train", "next_patch/temperature", "--set", "training.per_device_train_batch_size=0"],
+            "training.per_device_train_batch_size is 0; it must be at least 1",
+        ),
+        (
+            ["train", "next_patch/temperature", "--output", "calls.csv"],
+            "output_dir is 'calls.csv', which is a file; it must be a folder",
+        ),
+        (
             ["train", "next_patch/temperature", "--set", "data.known=[a]"],
             "data.known names 1 columns; adapters.series.",
         ),

@@ -158,6 +158,8 @@ def test_places_that_are_refused(trained: Path, tmp_path: Path, capsys: Any) -> 
         return str(capsys.readouterr().err)
 
     assert "holds no config.json; it must be a model's folder that training wrote" in told(str(tmp_path))
+    (tmp_path / "killed" / "checkpoints").mkdir(parents=True)
+    assert "holds checkpoints and no config.json: its training is not finished" in told(str(tmp_path / "killed"))
     (tmp_path / "config.json").write_text("{}")
     assert "holds no recipe.yaml; it must be a model's folder that training wrote" in told(str(tmp_path))
     (tmp_path / "recipe.yaml").write_text("{evaluation: null, data: {kind: series}}")

@@ -1028,7 +1028,8 @@ def test_the_launched_module_tells_errors_as_the_command_line_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full or read-only disk is an OSError."""
-    (tmp_path / "run").write_text("a file where the folder should be")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("a file where the folder should be")
     recipe = _write(tmp_path, _document(tmp_path))
     monkeypatch.setattr("sys.argv", ["train", str(recipe)])
     with pytest.raises(SystemExit, match=r"^error: \[Errno"):

@@ -25,7 +25,18 @@ from .fitting import check_adapter
 from .generation import UnimodalARGenerationConfig
 from .intact import LAYERS, check_weights, named_places, read_json
 from .modeling import UnimodalARForGeneration
-from .places import CARD, DESCRIBING, HUB_ID, PACKAGE, is_here, is_models, model_folder, part_names, telling_of_hub
+from .places import (
+    CARD,
+    DESCRIBING,
+    HUB_ID,
+    PACKAGE,
+    is_here,
+    is_models,
+    model_folder,
+    no_model,
+    part_names,
+    telling_of_hub,
+)
 from .saving import check_output, clear_partial, write_whole
 from .sharing import as_json, based_on, check_id, check_portable, commit, contents, there
 from .stamp import is_unedited, named
@@ -106,8 +117,6 @@ def pull(
         ValueError: there is no such model, it is damaged, or the folder holds something that would be lost.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{option} is {str(out)!r}, which is a file; it must be a folder")
     if Path(repo_id).is_dir():
         raise ValueError(f"repo_id is {repo_id!r}, a folder; it must be an id on the Hub, 'owner/name'")
     whole = (out / "config.json").exists()
@@ -248,7 +257,7 @@ def _checked(folder: Path, moved: Mapping[str, Any]) -> list[str]:
         ValueError: they do not, or not one that loads on another machine.
     """
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{str(folder)!r} holds no config.json; it must be a model's folder")
+        raise ValueError(f"{str(folder)!r} {no_model(folder)}")
     check_weights(folder)
     files = _files(folder)
     with tempfile.TemporaryDirectory() as scratch:

@@ -31,6 +31,13 @@ WEIGHT_FILES = (WEIGHTS, INDEX, f"model-{_DIGITS}-of-{_DIGITS}.safetensors", LAY
 PART_FILES = ("*.json", "*.safetensors")  # in the folders of what adapters carry
 
 
+def no_model(folder: str | os.PathLike[str], more: str = "") -> str:
+    """What messages say of a folder without a config.json; `more` is what else would be legal."""
+    if Path(folder, "checkpoints").is_dir():
+        return "holds checkpoints and no config.json: its training is not finished"
+    return f"holds no config.json; it must be a model's folder{more}"
+
+
 def folder_of(place: str | os.PathLike[str]) -> str:
     """What transformers takes for `place`.
 

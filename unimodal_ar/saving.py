@@ -80,8 +80,10 @@ def check_output(
         folders: names of those that the model comes with.
 
     Raises:
-        ValueError: the folder holds a model, or something else that would be lost.
+        ValueError: it is a file, or the folder holds a model, or something else that would be lost.
     """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{option} is {str(output)!r}, which is a file; it must be a folder")
     place, is_model = f"{option} {str(output)!r}", (output / "config.json").exists()
     if is_model and not overwrite:
         raise ValueError(f"{place} already holds a model; choose another or pass --overwrite")

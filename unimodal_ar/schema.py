@@ -117,9 +117,9 @@ def _explain(schema: type[BaseModel], problem: Any, where: str) -> tuple[str, st
         owner, named = _walk(schema, path[:-1])
         legal = owner.model_fields if owner else ()
         return unknown_key(path[-1], legal, ".".join([where, *named])), ""
-    _, named = _walk(schema, path)
+    owner, named = _walk(schema, path)
     # Of a whole section, the sentence names the key: all the others would only hide it.
-    whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)
+    whole = problem["type"] == "value_error" and owner is not None and isinstance(problem["input"], dict)
     value = "" if whole or problem["type"] == "missing" else f" is {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{'.'.join([where, *named])}{value}: ", f"{message[0].lower()}{message[1:]}"

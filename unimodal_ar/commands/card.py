@@ -34,10 +34,11 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ..card import check_card, options_of, write_card
+    from ..places import no_model
 
     folder = Path(arguments.folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"FOLDER is {arguments.folder!r}, which holds no config.json; it must be a model's folder")
+        raise ValueError(f"FOLDER is {arguments.folder!r}, which {no_model(folder)}")
     if not arguments.overwrite:
         check_card(folder, "FOLDER")
     names = [*(name.replace("-", "_") for name in TEXTS), "datasets", "tags"]

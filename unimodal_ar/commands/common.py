@@ -35,16 +35,14 @@ def model_of(model: str, revision: str | None, option: str = "--model") -> str:
     Raises:
         ValueError: it holds no model, or there is no such id.
     """
-    from ..places import HUB_ID, model_folder
+    from ..places import HUB_ID, model_folder, no_model
 
     if not Path(model).exists() and HUB_ID.fullmatch(model):
         with naming_options():
             return str(model_folder(model, revision))
     if not (Path(model) / "config.json").is_file():
-        raise ValueError(
-            f"{option} is {model!r}, which holds no config.json; it must be a model's folder that training wrote, or "
-            "an id on the Hub, 'owner/name'"
-        )
+        more = " that training wrote, or an id on the Hub, 'owner/name'"
+        raise ValueError(f"{option} is {model!r}, which {no_model(model, more)}")
     if revision is not None:
         raise ValueError(f"--revision is {revision!r} and {option} a folder; only an id on the Hub has revisions")
     return model

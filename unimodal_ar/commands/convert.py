@@ -60,8 +60,6 @@ def run(command: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
     _check(command, arguments)
     logging.disable_progress_bar()
     out = Path(arguments.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out is {arguments.out!r}, which is a file; it must be a folder")
     check_card(out, "--out")
     if arguments.to:
         model, adapters = _to_objective(arguments, out)
@@ -115,11 +113,12 @@ def _check(command: argparse.ArgumentParser, arguments: argparse.Namespace) -> N
 def _to_objective(arguments: argparse.Namespace, out: Path) -> tuple[Any, list[Any]]:
     """The converted model of a folder, and the adapters beside it."""
     from ..adapters.base import CONFIG_NAME, load_adapters
+    from ..places import no_model
     from ..saving import check_output
 
     folder = Path(arguments.name)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"MODEL is {arguments.name!r}, which holds no config.json; it must be a model's folder")
+        raise ValueError(f"MODEL is {arguments.name!r}, which {no_model(folder)}")
     if out.resolve() == folder.resolve():
         raise ValueError(f"--out is {arguments.out!r}, the folder of the model itself; choose another")
     adapters = list(load_adapters(folder).values()) if (folder / CONFIG_NAME).exists() else []

@@ -27,13 +27,12 @@ def run(arguments: argparse.Namespace) -> None:
     from .. import lora
     from ..adapters.base import CONFIG_NAME, load_adapters
     from ..card import check_card, write_card
+    from ..places import no_model
     from ..saving import check_output, load_model, write_whole
 
     folder, out = Path(arguments.folder), Path(arguments.out)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"FOLDER is {arguments.folder!r}, which holds no config.json; it must be a model's folder")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out is {arguments.out!r}, which is a file; it must be a folder")
+        raise ValueError(f"FOLDER is {arguments.folder!r}, which {no_model(folder)}")
     if out.resolve() == folder.resolve():
         raise ValueError(f"--out is {arguments.out!r}, the folder of the model itself; choose another")
     if not (folder / lora.CONFIG).is_file():

@@ -45,6 +45,9 @@ _WITHOUT_EFFECT = {
     *_FIXED,
 }
 
+# Trainer takes less for nothing to do, and would publish a model that was not trained.
+_AT_LEAST_ONE = {"per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"}
+
 
 def merged(section: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a recipe's section over the defaults, as plain data."""
@@ -110,6 +113,10 @@ def _wanted(key: str, annotation: Any, value: Any) -> str | None:
     if not members <= {int, float, bool, type(None)}:
         return None
     names = {bool: "true or false", float: "a number", int: "an integer"}
+    if key == "num_train_epochs" and isinstance(value, (int, float)) and value <= 0:
+        return "more than 0"
+    if key in _AT_LEAST_ONE and isinstance(value, int) and value < 1:
+        return "at least 1"
     if type(value) in members or (type(value) is int and float in members):
         return None
     return " or ".join(name for kind, name in names.items() if kind in members)

@@ -286,7 +286,8 @@ def _check_backbone(backbone: Any) -> None:
         message = str(error).removeprefix("model.")
         raise ValueError(f"model.{'' if message.startswith('backbone') else 'backbone: '}{message}") from None
     except OSError as error:
-        raise ValueError(f"model.backbone is {backbone!r}, which cannot be loaded: {_one_line(error)}") from None
+        name = f" is {backbone!r}" if isinstance(backbone, str) else f".pretrained is {backbone.get('pretrained')!r}"
+        raise ValueError(f"model.backbone{name}, which cannot be loaded: {_one_line(error)}") from None
     except (StrictDataclassError, TypeError, ArithmeticError) as error:  # transformers' checks of its own bodies
         reason = _one_line(error.__cause__ or error)
         field = re.search(r"for field '(\w+)'", str(error))
