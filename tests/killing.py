@@ -103,7 +103,7 @@ def fork(work: Callable[[], Any]) -> int:
         status = 0
     except SystemExit as exit:
         status = int(exit.code or 0)
-    except Exception:  # which nobody else would tell
+    except Exception:  # noqa: BLE001  # which nobody else would tell
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -99,8 +99,12 @@ def test_the_base_of_layers_is_named_when_they_are_pushed(hub: HubServer, tmp_pa
     _source(tmp_path / "other", "llama", seed=1)
     hub.put("me/other", {file.name: file.read_bytes() for file in (tmp_path / "other").iterdir()})
     if not own:
-        with pytest.raises(ValueError, match="works with no other body"):
+        with pytest.raises(ValueError, match=r"^base is 'me/other', .* works with no other body"):
             push(tmp_path / "model", "me/layers", base="me/other")
+    else:
+        push(_image_model(tmp_path / "small"), "me/small")
+        with pytest.raises(ValueError, match=r"^base is 'me/small', .*\(its weights have other names or shapes\)"):
+            push(tmp_path / "model", "me/layers", base="me/small")
     assert "me/layers" not in hub.repositories
     assert main(["push", str(tmp_path / "model"), "me/layers", "--base", "me/base"]) == 0
     expected = _losses(model)

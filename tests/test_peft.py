@@ -710,9 +710,7 @@ def test_every_part_is_loaded_in_the_dtype_that_it_was_trained_in(
 
 def test_a_body_of_low_precision_stays_as_it_is() -> None:
     for wrong in ({"freeze": False}, {"ablation": "random_init"}):
-        with pytest.raises(
-            ValueError, match=r"backbone: dtype is for a frozen pretrained body; (freeze|ablation)"
-        ):
+        with pytest.raises(ValueError, match=r"backbone: dtype is for a frozen pretrained body; (freeze|ablation)"):
             parse(PretrainedBody, {"pretrained": "x", "dtype": "bfloat16", **wrong}, "backbone")
     with pytest.raises(ValueError, match="quantization is of weights that are not quantised; gguf_file names some"):
         parse(PretrainedBody, {"pretrained": "x", "gguf_file": "y", "quantization": {}}, "backbone")

@@ -141,6 +141,8 @@ def _load(source: Source, where: str, original: bool, config: PreTrainedConfig, 
         return read_body(where, dtype, config=copy.deepcopy(config), **kwargs)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # not there, of other shapes, cut off
         reason = str(error).strip().partition("\n")[0].strip(" .")
+        if "loading state_dict" in reason:  # torch goes on for a screen
+            reason = "its weights have other names or shapes"
         if Path(where).is_absolute() and not Path(where).exists():  # which transformers takes for a name on the Hub
             reason = "there is no such folder"
         raise ValueError(

@@ -245,7 +245,10 @@ def _source_on_hub(folder: Path, base: str, token: str | bool | None) -> dict[st
 
     with telling_of_hub(base):
         newest = HfApi(token=token).repo_info(base).sha
-    UnimodalARForGeneration.from_pretrained(folder, backbone=base)  # which compares the weights
+    try:
+        UnimodalARForGeneration.from_pretrained(folder, backbone=base)  # which compares the weights
+    except ValueError as error:
+        raise ValueError(f"base is {base!r}, which is not the model's own: {error}") from error
     return {**source, "name_or_path": base, "revision": newest}
 
 
