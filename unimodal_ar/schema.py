@@ -122,6 +122,8 @@ def _explain(schema: type[BaseModel], problem: Any, where: str) -> tuple[str, st
     whole = problem["type"] == "value_error" and owner is not None and isinstance(problem["input"], dict)
     value = "" if whole or problem["type"] == "missing" else f" is {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "model_type" and owner is not None:  # pydantic names the class
+        message = f"it must be a section with keys of {list(owner.model_fields)}"
     return f"{'.'.join([where, *named])}{value}: ", f"{message[0].lower()}{message[1:]}"
 
 
