@@ -264,7 +264,10 @@ def test_damaged_or_foreign_weights_are_told(folder: Path) -> None:
     weights.write_bytes(whole[1][:-100])
     with pytest.raises(ValueError, match=r"weights in '.*model' do not load \("):
         load_model(folder)
-    with pytest.raises(ValueError, match=r"has no processor_config\.json"):
+    with pytest.raises(ValueError, match=r"holds no config\.json; it must be a model's folder"):
+        load(folder.parent)
+    (folder.parent / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match=r"holds checkpoints and no config\.json: its training is not finished"):
         load(folder.parent)
 
 

@@ -556,7 +556,7 @@ def test_the_ablation_with_one_attention_layer(tmp_path: Path) -> None:
     [
         ({"freze": True}, "model.backbone has an unknown key 'freze'; did you mean 'freeze'?"),
         ({"ablation": "nothing"}, "model.backbone.ablation is 'nothing': input should be"),
-        ({"pretrained": "nowhere/at/all"}, "model.backbone is {'pretrained': 'nowhere/at/all', 'freeze': True}, which"),
+        ({"pretrained": "nowhere/at/all"}, "model.backbone.pretrained is 'nowhere/at/all', which cannot be loaded"),
         ({"gguf_file": "none.gguf"}, "which cannot be loaded"),
     ],
 )

@@ -90,6 +90,8 @@ def model_folder(
     if Path(place).is_dir():
         if revision is not None:
             raise ValueError(f"revision is {revision!r} and {place!r} is a folder; only an id on the Hub has revisions")
+        if weights and not Path(place, "config.json").is_file():
+            raise ValueError(f"{place!r} {no_model(place)}")
         return Path(place)
     if Path(place).exists() or not HUB_ID.fullmatch(place):
         raise ValueError(f"{place!r} is no folder; it must be one, or an id on the Hub, 'owner/name'")
