@@ -19,7 +19,6 @@ from .. import ranks
 from .._version import __version__
 from ..card import check_card
 from ..modeling import UnimodalARForGeneration
-from ..places import CARD
 from ..saving import check_output, clear_partial, load_model, write_whole
 from ..training.checkpoints import find_checkpoint, holding, later_checkpoints
 from ..training.data import Evaluator
@@ -54,7 +53,8 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
     """Trains the recipe `document` (see `load_recipe`) and writes model, adapters, recipe and evaluation.
 
     With training.resume_from_checkpoint "auto" the same call may be made again and again, whatever ended it before: it
-    goes on from the last whole checkpoint, if there is one, and does nothing where the recipe's model is finished.
+    goes on from the last whole checkpoint, if there is one, and does not train where the recipe's model is finished;
+    what an upload lacks, it makes up for.
 
     Args:
         overwrite: replace a model, and checkpoints, that are already there.
@@ -77,11 +77,10 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
     if resume and not dry_run:
         cut_off = ranks.gather(ranks.rank() == 0 and clear_partial(output))[0]
         own = resume == "auto" and not overwrite and _is_of(resolved, output)
-        last = [CARD] if resolved.evaluation is None else [CARD, "evaluation.json"]
-        if own and not cut_off and all((output / name).is_file() for name in last):
+        if own and not cut_off and (resolved.evaluation is None or (output / "evaluation.json").is_file()):
             if ranks.rank() == 0:
                 print(f"{output} holds the finished model of this recipe.")
-            return output
+            return _share(resolved, output)
     if not dry_run:
         _check_output(resolved, output, overwrite or own)  # one whose evaluation was interrupted is written again
     evaluator = resolved.evaluator()
@@ -96,14 +95,13 @@ def train(document: dict[str, Any], overwrite: bool = False, dry_run: bool = Fal
     if not overwrite:
         _check_checkpoints(checkpoints, checkpoint, resume)
     if resolved.recipe.hub is not None:
-        check_hub(resolved.recipe.hub, _body_elsewhere(resolved))
+        hub, body = resolved.recipe.hub, _body_elsewhere(resolved)
+        ranks.first(lambda: check_hub(hub, body))
     trainer = fit(resolved, checkpoints, checkpoint)
     _publish(resolved, trainer, evaluator, output)
     if trainer.is_world_process_zero():
         print(f"Wrote {output}")
-        if where := finish(output, resolved.recipe.hub):
-            print(f"Pushed it to {where}")
-    return output
+    return _share(resolved, output)
 
 
 _VERSIONS = f"unimodal_ar {__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
@@ -116,15 +114,26 @@ def _body_elsewhere(resolved: Resolved) -> str | None:
     return resolved.recipe.init_from if resolved.body is None else resolved.body.pretrained
 
 
+def _share(resolved: Resolved, output: Path) -> Path:
+    """Sees to the card and the upload of the finished model in `output`, which only the main process does: the others
+    are done, and must not wait, as an upload may take longer than they would be waited for."""
+    if ranks.rank() == 0 and (where := finish(output, resolved.recipe.hub)):
+        print(f"{output} is on the Hub: {where}")
+    return output
+
+
 def _is_of(resolved: Resolved, output: Path) -> bool:
-    """Whether the model in `output` is there and of this recipe."""
+    """Whether the model in `output` is there and of this recipe, whose section `hub` is not about the model."""
     if not (output / "config.json").is_file() or not (output / "recipe.yaml").is_file():
         return False
     try:
         written = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
     except yaml.YAMLError:
         return False
-    return bool(written == yaml.safe_load(yaml.safe_dump(resolved.document)))
+    if not isinstance(written, dict):
+        return False
+    own = yaml.safe_load(yaml.safe_dump(resolved.document))
+    return bool({"card": None} | written | {"hub": None} == own | {"hub": None})  # once, recipes had neither
 
 
 def _check_checkpoints(folder: Path, checkpoint: Path | None, resume: Any) -> None:

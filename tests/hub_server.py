@@ -216,6 +216,9 @@ class _Handler(BaseHTTPRequestHandler):
             named = [entry["path"] for entry in json.loads(self.body)["files"]]
             mode = {True: "lfs", False: "regular"}
             told = [{"path": path, "uploadMode": mode[_is_large(path)], "shouldIgnore": False} for path in named]
+            for entry in told:
+                if entry["path"] in files:
+                    entry["oid"] = _etag(entry["path"], files[entry["path"]])
             return self._json({"files": told})
         if verb == "commit":
             return self._commit(repo_id, repository, where, dict(files))

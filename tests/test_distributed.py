@@ -224,6 +224,7 @@ def test_work_is_shared_out_and_handed_back_in_order(both: dict[str, Any]) -> No
     for each in both["shared"]:
         assert each["shared"] == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
         assert each["likelihood"] == each["alone"]
+        assert each["first"] == 0 and "'refused'" in each["refused"]
     assert both["shared"][0] == both["shared"][1]
 
 

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests import hub_server
 from tests.hub_server import HubServer
 from tests.test_card import SMALL
 from tests.test_hub import _image_model
-from unimodal_ar import pipelines
+from unimodal_ar import pipelines, ranks
 from unimodal_ar.cli import main
 from unimodal_ar.hub import push
+from unimodal_ar.recipes import train as recipes
 from unimodal_ar.recipes.train import train
 from unimodal_ar.stamp import is_unedited
 from unimodal_ar.training import publishing
@@ -75,6 +77,59 @@ def test_a_failed_upload_leaves_the_model_and_says_how(
         train(_document(output, hub={"repo_id": "me/weather"}))
     monkeypatch.undo()
     assert (output / "README.md").is_file() and pipelines.load(output)
+
+
+def _killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _not_again(*_: Any, **__: Any) -> None:
+    raise AssertionError("it was trained again")
+
+
+def test_a_missing_upload_is_made_up_for(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it failed, or the training was killed before it; or nobody asked for one then."""
+    auto = ["training.resume_from_checkpoint=auto", f"output_dir={tmp_path / 'run'}"]
+    document = load_recipe("next_patch/temperature", [*SMALL, *auto]) | {"hub": {"repo_id": "me/weather"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "push", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(document)
+    monkeypatch.setattr(recipes, "fit", _not_again)
+    assert main(["card", str(tmp_path / "run"), "--description", "Said since."]) == 0
+    assert train(document) == tmp_path / "run"
+    assert b"Said since." in hub.files("me/weather")["README.md"]
+    commits = [*hub.repositories["me/weather"].commits]
+    assert train(document) and [*hub.repositories["me/weather"].commits] == commits
+    assert f"is on the Hub: {hub.endpoint}/me/weather/commit/{commits[-1]}" in capsys.readouterr().out
+    assert train(document | {"hub": {"repo_id": "me/elsewhere"}})
+    assert hub.files("me/elsewhere").keys() == hub.files("me/weather").keys()
+
+
+def test_models_of_times_without_cards_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = ["training.resume_from_checkpoint=auto", f"output_dir={tmp_path / 'run'}"]
+    document = load_recipe("next_patch/temperature", [*SMALL, *auto])
+    train(document)
+    (tmp_path / "run" / "README.md").unlink()
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    del recipe["card"], recipe["hub"]
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(recipes, "fit", _not_again)
+    train(document)
+    assert is_unedited((tmp_path / "run" / "README.md").read_bytes())
+    with pytest.raises(ValueError, match="already holds a model"):  # whose card would say something else
+        train(document | {"card": {"license": "mit"}})
+
+
+def test_one_process_talks_to_the_hub(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it is told ends the others."""
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    monkeypatch.setattr(ranks, "gather", lambda mine: [(None, ValueError("the Hub refuses")), mine])
+    with pytest.raises(ValueError, match="the Hub refuses"):
+        train(_document(tmp_path / "run", hub={"repo_id": "me/weather"}))
+    assert not hub.requests and not (tmp_path / "run").exists()
 
 
 def test_a_card_that_was_edited_on_the_hub_stays(hub: HubServer, tmp_path: Path) -> None:

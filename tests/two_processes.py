@@ -147,6 +147,11 @@ def shared(folder: Path) -> Found:
     with ranks.together():
         found["likelihood"] = negative_log_likelihood(model, batches, 4)
         found["shared"] = ranks.share(lambda item: (item, ranks.rank()), range(5))
+    found["first"] = ranks.first(ranks.rank)
+    try:
+        ranks.first(lambda: int("refused"))
+    except ValueError as error:
+        found["refused"] = str(error)
     found["alone"] = negative_log_likelihood(model, batches, 4)
     return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -50,6 +50,21 @@ def share(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]
         return mine
     parts = gather(mine)
     return [parts[number % ranks][number // ranks] for number in range(sum(map(len, parts)))]
+
+
+def first(work: Callable[[], Result]) -> Result:
+    """work(), which only the first rank does and every rank gets; a ValueError there is raised by every rank. It must
+    be done soon: the others wait."""
+    found: tuple[Any, ValueError | None] = (None, None)
+    if rank() == 0:
+        try:
+            found = (work(), None)
+        except ValueError as error:
+            found = (None, error)
+    result, refused = gather(found)[0]
+    if refused is not None:
+        raise refused
+    return cast(Result, result)
 
 
 def gather(value: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from ..card import write_card
 from ..hub import push
-from ..places import HUB_ID, is_here
+from ..places import CARD, HUB_ID, is_here
 from ..schema import Strict
 from ..sharing import check_owner, make_repository
 
@@ -58,7 +58,8 @@ def check_hub(options: HubOptions, body: str | None) -> None:
 
 
 def finish(output: Path, options: HubOptions | None) -> str | None:
-    """Writes the card of the model in `output`, and uploads the model if there is a place for it.
+    """Writes the card of the model in `output` if it has none, and uploads the model if there is a place for it; what
+    is there already is not uploaded again.
 
     Returns:
         The commit's address; None: it was not uploaded.
@@ -66,7 +67,8 @@ def finish(output: Path, options: HubOptions | None) -> str | None:
     Raises:
         ValueError: the upload failed; the model is whole in `output`, and the message says how to upload it.
     """
-    write_card(output, str(output))
+    if not (output / CARD).is_file():  # or it may say more by now
+        write_card(output, str(output))
     if options is None:
         return None
     where = {"private": options.private, "revision": options.revision, "commit_message": options.message}
