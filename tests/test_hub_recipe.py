@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -12,6 +14,7 @@ from tests import hub_server
 from tests.hub_server import HubServer
 from tests.test_card import SMALL
 from tests.test_hub import _image_model
+from tests.test_peft import _source
 from unimodal_ar import pipelines, ranks
 from unimodal_ar.cli import main
 from unimodal_ar.hub import push
@@ -130,6 +133,33 @@ def test_one_process_talks_to_the_hub(hub: HubServer, tmp_path: Path, monkeypatc
     with pytest.raises(ValueError, match="the Hub refuses"):
         train(_document(tmp_path / "run", hub={"repo_id": "me/weather"}))
     assert not hub.requests and not (tmp_path / "run").exists()
+
+
+def test_nothing_of_this_machine_is_uploaded(hub: HubServer, tmp_path: Path) -> None:
+    """A path would name its user, say."""
+    body, home = _source(tmp_path / "body", "llama"), tmp_path / "my home"
+    home.mkdir()
+    dates = pd.date_range("2020-01-01", periods=2200, freq="h")
+    pd.DataFrame({"date": dates, "/y": np.sin(np.arange(2200))}).to_csv(home / "series.csv", index=False)
+    data = {"path": str(home / "series.csv"), "dataset": None, "target": ["/y"]}
+    document = load_recipe("next_patch/temperature", [*SMALL[3:], f"output_dir={home / 'run'}"])
+    document["data"] |= data
+    document["model"]["backbone"] = {"pretrained": str(body), "freeze": False}
+    document["card"] = {"description": "Of /any/series."}
+    train(document)
+    text = (home / "run" / "README.md").read_text()
+    for card in (text, text.replace("## Versions", '## Mine\n\nNot `pipelines.load("you/it")`.\n\n## Versions')):
+        (home / "run" / "README.md").write_text(card)
+        push(home / "run", "me/series")
+        files = hub.files("me/series")
+        assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
+        assert b'pipelines.load("me/series")' in files["README.md"] and b"--model me/series -" in files["README.md"]
+        assert files["README.md"].count(b"Of /any/series.") == 1
+    assert b'pipelines.load("you/it")' in files["README.md"] and not is_unedited(files["README.md"])
+    recipe = yaml.safe_load(files["recipe.yaml"])
+    assert recipe["output_dir"] == "run" and recipe["data"]["path"] == "series.csv"
+    assert recipe["data"]["target"] == ["/y"] and recipe["card"]["description"] == "Of /any/series."
+    assert files["recipe.yaml"].startswith(b"# Trained with unimodal_ar ")
 
 
 def test_a_card_that_was_edited_on_the_hub_stays(hub: HubServer, tmp_path: Path) -> None:

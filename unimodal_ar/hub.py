@@ -11,15 +11,17 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 
 from . import lora
 from .adapters import Adapter
 from .adapters.base import CONFIG_NAME, PARTS, load_adapters, part_folder
-from .card import card, standing_on
+from .card import card, recipe_in, standing_on
 from .configuration import UnimodalARConfig
 from .fitting import check_adapter
 from .generation import UnimodalARGenerationConfig
@@ -30,6 +32,7 @@ from .places import (
     DESCRIBING,
     HUB_ID,
     PACKAGE,
+    RECIPE,
     is_here,
     is_models,
     model_folder,
@@ -38,8 +41,8 @@ from .places import (
     telling_of_hub,
 )
 from .saving import check_output, clear_partial, write_whole
-from .sharing import as_json, based_on, check_id, check_portable, commit, contents, there
-from .stamp import is_unedited, named
+from .sharing import as_json, based_on, check_id, check_portable, commit, contents, shortened, there
+from .stamp import elsewhere, is_unedited, named
 
 __all__ = ["Shareable", "model_folder", "pull", "push"]
 
@@ -85,6 +88,8 @@ def push(
     files = _checked(folder, moved)
     where = {"private": private, "revision": revision, "message": commit_message, "token": token}
     uploaded = contents(folder, files, repo_id, revision, moved)
+    if RECIPE in files:
+        uploaded[RECIPE] = _recipe(folder / RECIPE)
     uploaded[CARD] = own = _card(folder, repo_id, base)
     if is_unedited(own):
         card_there = there(repo_id, CARD, revision, token)
@@ -223,12 +228,23 @@ def _is_replaced(file: str) -> bool:
     return is_models(file, [part] if part.endswith(tuple(part_folder("", name) for name in PARTS)) else [])
 
 
+def _recipe(file: Path) -> bytes:
+    """Without absolute paths, but for what its author says in `card`."""
+    text = file.read_text(encoding="utf-8")
+    recipe = recipe_in(text, file)
+    told = {key: value if key == "card" else shortened(value) for key, value in recipe.items()}
+    if told == recipe:
+        return text.encode()
+    comment = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
+    return (comment + yaml.safe_dump(told, sort_keys=False)).encode()
+
+
 def _card(folder: Path, repo_id: str, base: str | None) -> bytes:
-    """That of the folder, or a new one where there is none; if nobody edited it, with the id of the repository in the
-    lines that load the model, and with that of the body."""
+    """That of the folder, or a new one where there is none, with the id of the repository in the lines that load the
+    model; if nobody edited it, with that of the body, too."""
     written = (folder / CARD).read_bytes() if (folder / CARD).is_file() else card(folder, repo_id).encode()
     if not is_unedited(written):
-        return written
+        return elsewhere(written, folder, repo_id)
     text = named(written, repo_id)
     return (text if base is None else standing_on(text, base)).encode()
 

@@ -19,11 +19,11 @@ from typing import Any
 from .intact import INDEX, LAYERS, WEIGHTS, check_kernels, check_weights, leaves, named_places, read_json, weight_files
 
 PACKAGE = "package:"
-PROCESSOR, CARD = "processor_config.json", "README.md"
+PROCESSOR, RECIPE, CARD = "processor_config.json", "recipe.yaml", "README.md"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 # All of a repository that is read, besides the card. No pickle and no code is ever fetched.
-DESCRIBING = ("recipe.yaml", "evaluation.json", "samples.png", "samples.wav")
+DESCRIBING = (RECIPE, "evaluation.json", "samples.png", "samples.wav")
 TEXTS = ("config.json", "generation_config.json", PROCESSOR, "adapter_config.json", *DESCRIBING)
 _NO_FOLDER = "is no folder here, and"
 _DIGITS = "[0-9]" * 5

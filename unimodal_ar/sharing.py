@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ._version import __version__
@@ -53,10 +53,22 @@ def contents(
     """What a repository holds of a model's `folder`, by path: `files`, of which two say where they are, and the stub
     for those who lack this package. `moved`: what is different in its config.json."""
     found: dict[str, Content] = {file: folder / file for file in files}
-    found["config.json"] = as_json(read_json(folder / "config.json") | {"auto_map": AUTO_MAP} | dict(moved or {}))
+    config = shortened(read_json(folder / "config.json"))  # which names the folder of a body that was trained on
+    found["config.json"] = as_json(config | {"auto_map": AUTO_MAP} | dict(moved or {}))
     if "adapter_config.json" in found:  # by which PEFT's tools find the base
         found["adapter_config.json"] = based_on(folder, repo_id, revision)
     return found | {STUB: STUB_TEXT.encode()}
+
+
+def shortened(value: Any) -> Any:
+    """The content of a JSON or YAML file, of whose absolute paths, which nobody else can use and not everybody should
+    know, only the last part is left."""
+    if isinstance(value, dict):
+        return {key: shortened(inner) for key, inner in value.items()}
+    if isinstance(value, list):  # texts there are names, of columns say
+        return [inner if isinstance(inner, str) else shortened(inner) for inner in value]
+    paths = (PurePosixPath(value), PureWindowsPath(value)) if isinstance(value, str) else ()
+    return next((path.name for path in paths if path.is_absolute() or path.parts[:1] == ("~",)), value)
 
 
 def based_on(folder: Path, base: str, revision: str | None = None) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 USE = "## How to use it"
 _MARK = re.compile(r"<!-- Written by unimodal_ar; edited by nobody: ([0-9a-f]{64}) -->\s*\Z")
@@ -29,9 +31,22 @@ def named(card: str | bytes, place: str) -> str:
     assert mark is not None
     before, heading, after = text[: mark.start()].partition(f"\n{USE}\n")
     code, rest = re.split(r"(?=\n## )", after, maxsplit=1) if "\n## " in after else (after, "")
-    code = re.sub(r'(load|from_pretrained)\("[^"]*"', lambda found: f'{found[1]}("{place}"', code)
-    code = re.sub(r"(--model|unimodal-ar merge) \S+", lambda found: f"{found[1]} {place}", code)
-    return stamped(before + heading + code + rest)
+    return stamped(before + heading + _replaced(code, place, lambda _: True) + rest)
+
+
+def elsewhere(card: bytes, folder: Path, place: str) -> bytes:
+    """A card that somebody edited, and of which only lines of code change that load the model from `folder`."""
+    here = folder.resolve()
+    text = card.decode("utf-8", "surrogateescape")
+    return _replaced(text, place, lambda old: Path(old).resolve() == here).encode("utf-8", "surrogateescape")
+
+
+def _replaced(code: str, place: str, chosen: Callable[[str], bool]) -> str:
+    def swapped(found: re.Match[str]) -> str:
+        return f"{found[1]}{place}{found[3]}" if chosen(found[2].strip("'")) else found[0]
+
+    code = re.sub(r"""((?:load|from_pretrained)\(")([^"\n]*)(")""", swapped, code)
+    return re.sub(r"((?:--model|unimodal-ar merge) )('[^'\n]*'|\S+)()", swapped, code)
 
 
 def _text(card: str | bytes) -> str:

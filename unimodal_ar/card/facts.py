@@ -15,7 +15,7 @@ from ..configuration import UnimodalARConfig
 from ..intact import header, read_json, weight_files
 from ..modality import ModalityOptions
 from ..modeling import UnimodalARForGeneration
-from ..places import HUB_ID, PACKAGE, PROCESSOR, commit_of
+from ..places import HUB_ID, PACKAGE, PROCESSOR, RECIPE, commit_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def read(folder: Path) -> Facts:
     config = UnimodalARConfig.from_pretrained(folder)
     evaluation = _json(folder / "evaluation.json")
     samples = [name for name in ("samples.png", "samples.wav") if (folder / name).is_file()]
-    recipe, versions = _recipe(folder / "recipe.yaml")
+    recipe, versions = _recipe(folder / RECIPE)
     versions.setdefault("transformers", str(read_json(folder / "config.json").get("transformers_version") or ""))
     adapters = _json(folder / PROCESSOR).get("adapters") or {}
     layers = _json(folder / lora.CONFIG)
@@ -129,17 +129,22 @@ def _json(file: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def _recipe(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The recipe, and the versions that its first line tells."""
-    if not file.is_file():
-        return {}, {}
-    text = file.read_text(encoding="utf-8")
+def recipe_in(text: str, file: Path) -> dict[str, Any]:
+    """What `text`, the content of `file`, holds; raises ValueError where that is no recipe."""
     try:
         recipe = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ValueError(f"{file} is not YAML; it must be the recipe that training wrote") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{file} holds a {type(recipe).__name__}; it must be the recipe that training wrote")
+    return recipe
+
+
+def _recipe(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The recipe, and the versions that its first line tells."""
+    if not file.is_file():
+        return {}, {}
+    text = file.read_text(encoding="utf-8")
     first = text.partition("\n")[0]
     told = first.removeprefix("# Trained with ") if first.startswith("# Trained with ") else ""
-    return recipe, dict(re.findall(r"(\w+) (\d[\w.+-]*[\w+])", told))
+    return recipe_in(text, file), dict(re.findall(r"(\w+) (\d[\w.+-]*[\w+])", told))

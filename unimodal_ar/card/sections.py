@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Any
 
 from ..modality import ModalityOptions
@@ -78,7 +79,7 @@ def use(facts: Facts, place: str) -> str:
         horizon = facts.section("data").get("horizon") or 24
         lines = f'forecaster = pipelines.load("{place}")\nforecast = forecaster.predict("my.csv", {horizon})'
         parts.append(f"```python\nfrom unimodal_ar import pipelines\n\n{lines}\nforecast.to_frame()\n```")
-        command = f"unimodal-ar forecast my.csv --model {place} --horizon {horizon} --out forecast.parquet"
+        command = f"unimodal-ar forecast my.csv --model {quote(place)} --horizon {horizon} --out forecast.parquet"
         parts.append(f"```\n{command}\n```")
     else:
         parts += _drawing(facts, place)
@@ -251,7 +252,7 @@ def _drawing(facts: Facts, place: str) -> list[str]:
     python = f'generator = pipelines.load("{place}")\ngenerator.generate(n=4{words}).save("samples.{ending}")'
     return [
         f"```python\nfrom unimodal_ar import pipelines\n\n{python}\n```",
-        f"```\nunimodal-ar sample --model {place} --n 4{options} --out samples.{ending}\n```",
+        f"```\nunimodal-ar sample --model {quote(place)} --n 4{options} --out samples.{ending}\n```",
     ]
 
 
@@ -268,7 +269,7 @@ def _with_layers(facts: Facts, place: str) -> list[str]:
     )
     return [
         f"With PEFT (the model alone, without adapters for raw data):\n\n```python\n{code}\n```",
-        f"As a plain model, without layers:\n\n```\nunimodal-ar merge {place} --out merged\n```",
+        f"As a plain model, without layers:\n\n```\nunimodal-ar merge {quote(place)} --out merged\n```",
     ]
 
 
