@@ -148,6 +148,7 @@ def test_nothing_of_this_machine_is_uploaded(hub: HubServer, tmp_path: Path) -> 
     document["card"] = {"description": "Of /any/series."}
     train(document)
     text = (home / "run" / "README.md").read_text()
+    files: dict[str, bytes] = {}
     for card in (text, text.replace("## Versions", '## Mine\n\nNot `pipelines.load("you/it")`.\n\n## Versions')):
         (home / "run" / "README.md").write_text(card)
         push(home / "run", "me/series")
