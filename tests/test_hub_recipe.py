@@ -66,6 +66,15 @@ def test_a_body_that_nobody_else_finds_is_said_before_training(hub: HubServer, t
     train(_document(tmp_path / "layers", hub={"repo_id": "me/layers", "base": "me/base"}, **layers))
     assert b"base_model: me/base" in hub.files("me/layers")["README.md"]
     assert hub.files("me/layers").keys() >= {"adapter_model.safetensors", "adapter_config.json"}
+    assert "merged" not in (tmp_path / "layers" / "README.md").read_text().replace("--out merged", "")
+    assert main(["merge", str(tmp_path / "layers"), "--out", str(tmp_path / "merged")]) == 0
+    text = (tmp_path / "merged" / "README.md").read_text()
+    for said in (
+        "| Layers of PEFT | lora, merged into the backbone |",
+        "Its layers of PEFT were then merged: `unimodal-ar merge`.",
+        "Not stated: it was measured with its layers apart, and not again since they were merged",
+    ):
+        assert said in text
 
 
 def test_a_failed_upload_leaves_the_model_and_says_how(

@@ -63,6 +63,11 @@ class Facts:
         return [str(self.adapters[name]["kind"]) for name in self.drawn if name in self.adapters]
 
     @property
+    def merged(self) -> bool:
+        """Whether layers of PEFT that were trained are now in the body's own weights."""
+        return bool(self.section("peft")) and not (self.layers or self.config.soft_prompt)
+
+    @property
     def source(self) -> dict[str, Any]:
         """Where the frozen body is; {}: nowhere else, or there is none."""
         return self.config.backbone_source or {}
@@ -93,6 +98,11 @@ class Facts:
 def short(place: str) -> str:
     """What may be told of a place on this machine: the last part of its path."""
     return place if place.startswith(PACKAGE) else Path(place).name
+
+
+def code(text: Any) -> str:
+    """`text`, whatever is in it, between backticks."""
+    return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"
 
 
 def read(folder: Path) -> Facts:

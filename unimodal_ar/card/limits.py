@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .facts import Facts
-from .metadata import data_name, flat, forecasts
+from .facts import Facts, code
+from .metadata import OURS, data_name, flat, forecasts
 
 
 def limits(facts: Facts) -> str:
@@ -11,7 +11,7 @@ def limits(facts: Facts) -> str:
     series = "timeseries" in facts.kinds
     things = "forecasting series" if series else "drawing examples"
     name = data_name(facts)
-    lines = [f"For {things} like those that it was trained on{f' (`{name}`)' if name else ''}, and for research."]
+    lines = [f"For {things} like those that it was trained on{f' ({code(name)})' if name else ''}, and for research."]
     if facts.recipe:
         lines.append("It knows its training data and nothing else, with whatever is one-sided or wrong in them.")
     else:
@@ -40,7 +40,7 @@ def _series(facts: Facts) -> list[str]:
         )
     if head.get("kind") == "regression" and (facts.drawn[name].objective or {}).get("kind") == "next_block":
         found.append("It gives one value per step, and does not say how certain it is.")
-    else:
+    elif any("coverage" in metric for rows in forecasts(facts.evaluation).values() for metric in rows.get(OURS, {})):
         found.append(
             "Its intervals are as good as the coverage above says; outside of such data they may be too narrow."
         )

@@ -36,33 +36,55 @@ METRICS = {
     "reconstruction.si_sdr": ("SI-SDR of what the elements alone keep", " dB", False),
     "reconstruction.clips": ("Clips of these two", "", False),
 }
+# By the recipe's data.kind and data.dataset: what they are, as those say from whom they come.
+_UCI = "the UCI Machine Learning Repository's Optical Recognition of Handwritten Digits, CC BY 4.0"
+_NOAA = "hourly temperatures of Seattle and San Francisco, public-domain data of NOAA"
+KNOWN = {
+    ("images", "digits"): f"all or part of scikit-learn's digits (the test part of {_UCI})",
+    ("series", "city_temperatures"): f"all or part of seattle-temps and sf-temps of vega_datasets ({_NOAA})",
+    ("video", "moving_digits"): f"moving digits, made of scikit-learn's (the test part of {_UCI})",
+}
 OURS = "unimodal_ar"  # the model's row in a table of forecasts
 
 
 def data(facts: Facts, options: CardOptions, title: str) -> ModelCardData:
     """The front matter."""
-    base = facts.base
-    kinds = set(facts.kinds)
+    base, results = facts.base, _results(facts, options)
     more: dict[str, Any] = {} if base is None else {"base_model_relation": base[1]}
     return ModelCardData(
         license=options.license,
         license_name=options.license_name,
         license_link=options.license_link,
         library_name="unimodal_ar",
-        pipeline_tag=TASKS.get(kinds.pop()) if len(kinds) == 1 else None,
+        pipeline_tag=_task(facts),
         tags=[*_tags(facts), *options.tags],
         datasets=options.datasets or None,
         base_model=None if base is None else base[0],
-        model_name=title,
-        eval_results=_results(facts, options) or None,
+        model_name=title if results else None,
+        eval_results=results or None,
         **more,
     )
 
 
 def data_name(facts: Facts) -> str:
     """What the data of the recipe are called; "": it does not say."""
-    section = facts.section("data")
-    return str(section.get("dataset") or short(str(section.get("path") or "")))
+    return _dataset(facts) or short(str(facts.section("data").get("path") or ""))
+
+
+def known_data(facts: Facts) -> str | None:
+    """What they are, where they are from and under which licence; None: only the author can know."""
+    return KNOWN.get((str(facts.section("data").get("kind")), _dataset(facts)))
+
+
+def _dataset(facts: Facts) -> str:
+    dataset = facts.section("data").get("dataset") or ""
+    return str(dataset["kind"] if isinstance(dataset, dict) else dataset)
+
+
+def _task(facts: Facts) -> str | None:
+    """None: the Hub has no name for it, such as for images of a class."""
+    task = TASKS.get(facts.kinds[0]) if len(set(facts.kinds)) == 1 else None
+    return None if facts.context and task == TASKS["image"] else task
 
 
 def forecasts(evaluation: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
@@ -92,7 +114,7 @@ def _tags(facts: Facts) -> list[str]:
 
 
 def _results(facts: Facts, options: CardOptions) -> list[EvalResult]:
-    task = {"task_type": TASKS.get(next(iter(facts.kinds), ""), "other")}
+    task = {"task_type": _task(facts) or "other"}
     name = options.datasets[0] if len(options.datasets) == 1 else data_name(facts) or "unknown"
     own: dict[str, Any] = {**task, "dataset_name": name, "dataset_type": _slug(name), "dataset_split": "test"}
     found = _forecast_results(facts.evaluation, own)

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..modality import ModalityOptions
 from ..tables import format_table
-from .facts import Facts, short
-from .metadata import METRICS, data_name, flat, forecasts
+from .facts import Facts, code, short
+from .metadata import METRICS, data_name, flat, forecasts, known_data
 from .options import CardOptions
 
 _THINGS = {"timeseries": "time series", "image": "images", "audio": "audio", "video": "video"}
@@ -65,6 +65,8 @@ def model(facts: Facts) -> str:
     if facts.layers:
         size = f", rank {facts.layers['r']}" if "r" in facts.layers else ""
         rows.append(("Layers of PEFT", f"{facts.layers.get('peft_type')}{size}, in the frozen body"))
+    if facts.merged:
+        rows.append(("Layers of PEFT", f"{facts.recipe['peft'].get('method')}, merged into the backbone"))
     return _table([("", ""), *rows])
 
 
@@ -81,6 +83,8 @@ def use(facts: Facts, place: str) -> str:
         parts.append(f"```python\nfrom unimodal_ar import pipelines\n\n{lines}\nforecast.to_frame()\n```")
         command = f"unimodal-ar forecast my.csv --model {quote(place)} --horizon {horizon} --out forecast.parquet"
         parts.append(f"```\n{command}\n```")
+        if any(facts.section("data").get(key) for key in ("time", "item", "target", "known", "past")):
+            parts.append("Columns of `my.csv` are called as in recipe.yaml, or as options of the command say.")
     else:
         parts += _drawing(facts, place)
     parts += _with_layers(facts, place)
@@ -95,18 +99,22 @@ def data(facts: Facts, options: CardOptions) -> str:
     """What it was trained on, and licences."""
     section, lines = facts.section("data"), []
     name = data_name(facts)
-    if options.data is not None:
-        lines.append(f"- Data: {options.data}")
+    told = options.data or (None if options.datasets else known_data(facts))
+    if told is not None:
+        lines.append(f"- Data: {' '.join(told.split()).rstrip('.')}.")
     elif options.datasets:
         lines.append("- Data: " + _listed([f"[{d}](https://huggingface.co/datasets/{d})" for d in options.datasets]))
     else:
-        lines.append(f"- Data: {f'`{name}`; where it is from and under which licence is ' if name else ''}not stated.")
-    parts = [f"{part} {_amount(section[part])}" for part in ("validation", "test") if section.get(part)]
+        lines.append(
+            f"- Data: {f'{code(name)}; where it is from and under which licence is ' if name else ''}not stated."
+        )
+    unit = "steps" if "horizon" in section else "examples"
+    parts = [f"{part} {_amount(section[part], unit)}" for part in ("validation", "test") if section.get(part)]
     if parts:
         lines.append(f"- Held out, of {'each series' if 'horizon' in section else 'the data'}: {_listed(parts)}.")
     if facts.recipe.get("init_from"):
         lines.append(
-            f"- Training began with the model in `{short(str(facts.recipe['init_from']))}`, and its data count."
+            f"- Training began with the model in {code(short(str(facts.recipe['init_from'])))}, and its data count."
         )
     if facts.base is not None:
         lines.append(
@@ -123,24 +131,32 @@ def training(facts: Facts) -> str:
         return "Not stated: the folder holds no recipe (the model was converted, or saved by hand)."
     written = facts.section("training")
     rows = [(f"`training.{key}`", written[key]) for key in _TRAINING if written.get(key) not in (None, False)]
+    if (written.get("max_steps") or 0) > 0:  # which counts instead
+        rows = [row for row in rows if "num_train_epochs" not in row[0]]
     if facts.section("ema"):
         rows.append(("`ema.decay`", facts.section("ema")["decay"]))
     rows = [("`seed`", facts.recipe.get("seed", 0)), *rows]
     table = _table([("key", "value"), *((key, f"{value}") for key, value in rows)])
+    merged = "\n\nIts layers of PEFT were then merged: `unimodal-ar merge`." if facts.merged else ""
     return (
         "By [recipe.yaml](recipe.yaml), which holds every value that the training depends on (`data.path` may have to "
-        f"be set to where the data are):\n\n```\nunimodal-ar train recipe.yaml --output mine\n```\n\n{table}"
+        f"be set to where the data are):\n\n```\nunimodal-ar train recipe.yaml --output mine\n```{merged}\n\n{table}"
     )
 
 
 def evaluation(facts: Facts) -> str:
     """The numbers of evaluation.json."""
+    if not facts.evaluation and facts.merged:
+        return (
+            "Not stated: it was measured with its layers apart, and not again since they were merged, which may change "
+            "the last digits (`unimodal-ar evaluate` does it)."
+        )
     if not facts.evaluation:
         return "Not stated: the folder holds no evaluation.json."
     tables = {key: value for key, value in facts.evaluation.items() if key not in ("transfer", "without_ema")}
     parts = _tables(facts, tables)
     for name, other in (facts.evaluation.get("transfer") or {}).items():
-        parts += [f"### On `{name}`, which it was not trained on", *_tables(facts, other)]
+        parts += [f"### On {code(name)}, which it was not trained on", *_tables(facts, other)]
     if "without_ema" in facts.evaluation:
         parts += ["### The same without the average of the weights", *_tables(facts, facts.evaluation["without_ema"])]
     return "\n\n".join(parts)
@@ -210,7 +226,7 @@ def _context(facts: Facts, name: str) -> str:
     classes = adapter.get("classes")
     told = f"{classes} classes" if isinstance(classes, int) else ""
     if isinstance(classes, list):
-        told = f"{len(classes)} classes: {', '.join(map(str, classes[:10]))}{', ...' * (len(classes) > 10)}"
+        told = f"{len(classes)} classes: {', '.join(map(code, classes[:10]))}{', ...' * (len(classes) > 10)}"
     hidden = "; may be left out, and guided" if options.null_probability else ""
     return f"{told or 'a context'}{hidden}"
 
@@ -221,7 +237,7 @@ def _backbone(facts: Facts) -> str:
     name = short(place) if facts.base is None else facts.base[0]
     known = {"layers": getattr(body, "num_hidden_layers", None), "wide": getattr(body, "hidden_size", None)}
     sizes = ", ".join(f"{value} {key}" for key, value in known.items() if value is not None)
-    of = f" of `{name}`" if name else ""
+    of = f" of {code(name)}" if name else ""
     changed = f", ablation `{facts.body['ablation']}`" if facts.body.get("ablation") else ""
     return f"`{body.model_type}`{of}, {sizes}{changed}{', frozen' * facts.config.freeze_backbone}"
 
@@ -247,7 +263,7 @@ def _drawing(facts: Facts, place: str) -> list[str]:
     }
     chosen = {name: _first(adapter["classes"]) for name, adapter in labels.items()}
     words = "".join(f", {name}={value!r}" for name, value in chosen.items() if name.isidentifier())
-    options = "".join(f" --context {name}={value}" for name, value in chosen.items())
+    options = "".join(f" --context {quote(f'{name}={value}')}" for name, value in chosen.items())
     ending = {"audio": "wav", "video": "mp4"}.get(facts.kinds[0] if facts.kinds else "", "png")
     python = f'generator = pipelines.load("{place}")\ngenerator.generate(n=4{words}).save("samples.{ending}")'
     return [
@@ -298,12 +314,8 @@ def _value(key: str, value: Any) -> str:
     return f"{', '.join(told)}{unit}"
 
 
-def _amount(part: Any) -> str:
-    return f"{100 * part:g} %" if isinstance(part, float) and part < 1 else f"{part:g}" if _is_real(part) else str(part)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float))
+def _amount(part: Any, unit: str) -> str:
+    return f"{100 * part:g} %" if isinstance(part, float) and part < 1 else f"{part} {unit}"
 
 
 def _listed(names: list[str]) -> str:
@@ -311,5 +323,5 @@ def _listed(names: list[str]) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|---|---|", *lines[1:]])

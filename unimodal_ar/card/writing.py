@@ -46,7 +46,7 @@ def card(
     folder = Path(folder)
     facts = read(folder)
     place = place or Path(os.path.abspath(folder)).name
-    title = title or (place.rpartition("/")[2] if HUB_ID.fullmatch(place) else Path(place).name)
+    title = title or (place.rpartition("/")[2] if HUB_ID.fullmatch(place) else Path(os.path.abspath(place)).name)
     options = options or options_of(folder, facts)
     template = resources.files(__package__).joinpath("template.md").read_text(encoding="utf-8")
     text = Template(template).substitute(_parts(facts, options, place, title))
