@@ -194,6 +194,12 @@ def test_a_card_of_this_folder_has_a_title(folder: Path, monkeypatch: pytest.Mon
     )
 
 
+def test_what_was_held_out(folder: Path) -> None:
+    assert "- Held out, of each series: validation 10 % and test 1008 steps.\n" in card(folder)
+    assert "validation 10 % and a test part of its own.\n" in _with(folder, data={"test": None, "test_path": "b"})
+    assert "- Held out, of each series: what their column `part` says.\n" in _with(folder, data={"split": "part"})
+
+
 def test_columns_that_the_command_looks_for(folder: Path) -> None:
     assert "called as in recipe.yaml" not in _with(folder, data={"target": None})
     assert "called as in recipe.yaml" in _with(folder, data={"target": ["Seattle"]})

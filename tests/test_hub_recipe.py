@@ -166,6 +166,8 @@ def test_nothing_of_this_machine_is_uploaded(hub: HubServer, tmp_path: Path) -> 
         assert b'pipelines.load("me/series")' in files["README.md"] and b"--model me/series -" in files["README.md"]
         assert files["README.md"].count(b"Of /any/series.") == 1
     assert b'pipelines.load("you/it")' in files["README.md"] and not is_unedited(files["README.md"])
+    pipelines.load(home / "run").push_to_hub("me/again")
+    assert hub.files("me/again")["README.md"] == files["README.md"].replace(b"me/series", b"me/again")
     recipe = yaml.safe_load(files["recipe.yaml"])
     assert recipe["output_dir"] == "run" and recipe["data"]["path"] == "series.csv"
     assert recipe["data"]["target"] == ["/y"] and recipe["card"]["description"] == "Of /any/series."

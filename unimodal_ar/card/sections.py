@@ -108,10 +108,8 @@ def data(facts: Facts, options: CardOptions) -> str:
         lines.append(
             f"- Data: {f'{code(name)}; where it is from and under which licence is ' if name else ''}not stated."
         )
-    unit = "steps" if "horizon" in section else "examples"
-    parts = [f"{part} {_amount(section[part], unit)}" for part in ("validation", "test") if section.get(part)]
-    if parts:
-        lines.append(f"- Held out, of {'each series' if 'horizon' in section else 'the data'}: {_listed(parts)}.")
+    if parts := _held_out(section):
+        lines.append(f"- Held out, of {'each series' if 'horizon' in section else 'the data'}: {parts}.")
     if facts.recipe.get("init_from"):
         lines.append(
             f"- Training began with the model in {code(short(str(facts.recipe['init_from'])))}, and its data count."
@@ -186,6 +184,7 @@ def _modality(of: str, options: ModalityOptions, adapter: dict[str, Any]) -> lis
 def _next(options: ModalityOptions) -> str:
     block = options.layout.block
     blocks = {None: "the order's own blocks", 1: "one element", "whole": "all at once"}
+    blocks |= {"row": "a row of elements", "frame": "a frame"}
     known = blocks.get(block) if isinstance(block, (int, str, type(None))) else None
     return f"{known or f'blocks of {block}'}, in `{options.layout.order}` order"
 
@@ -312,6 +311,14 @@ def _value(key: str, value: Any) -> str:
     values = value if isinstance(value, list) else [value]
     told = [f"{x:,}" if isinstance(x, int) else f"{x:.4g}" for x in values if isinstance(x, (int, float))]
     return f"{', '.join(told)}{unit}"
+
+
+def _held_out(section: dict[str, Any]) -> str:
+    if section.get("split"):
+        return f"what their column {code(section['split'])} says"
+    unit = "steps" if "horizon" in section else "examples"
+    parts = [f"{part} {_amount(section[part], unit)}" for part in ("validation", "test") if section.get(part)]
+    return _listed([*parts, *(["a test part of its own"] if section.get("test_path") else [])])
 
 
 def _amount(part: Any, unit: str) -> str:
