@@ -64,7 +64,8 @@ def test_training_writes_a_card_of_what_it_did(trained: Path) -> None:
     assert (trained / "samples.png").read_bytes()[:4] == b"\x89PNG"
     assert f'pipelines.load("{trained}")' in text and "seasonal naive (24)" in text
     sections = [line for line in text.splitlines() if line.startswith("## ")]
-    assert len(sections) == 7 and "\n\n\n" not in text and "None" not in text and "{" not in text.split("---")[2]
+    assert len(sections) == 7 and "\n\n\n" not in text and "None" not in text
+    assert "{" not in text.partition("\n---\n")[2].partition("<!--")[0]
 
 
 def test_the_command_says_more_and_keeps_what_was_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +75,18 @@ def test_the_command_says_more_and_keeps_what_was_said(folder: Path, capsys: pyt
     assert main(["card", str(folder), "--description", "Of another kind."]) == 0
     text = (folder / CARD).read_text()
     assert _front(text)["license"] == "mit" and "Of another kind." in text and is_unedited(text)
+    assert main(["card", str(folder), "--data", "a --> {b}", "--tags", "c"]) == 0
+    assert main(["card", str(folder), "--license", "apache-2.0"]) == 0
+    text = (folder / CARD).read_text()
+    assert "- Data: a --> {b}.\n" in text and "Of another kind." in text and "c" in _front(text)["tags"]
+    assert len(text.partition("<!-- Stated")[2].splitlines()) == 3 and is_unedited(named(text, "me/it"))
+    (folder / CARD).write_text(text.replace("license: apache-2.0", "license: mit"))
+    assert main(["card", str(folder), "--overwrite"]) == 0
+    text = (folder / CARD).read_text()
+    assert _front(text)["license"] == "mit"
+    (folder / CARD).write_text(text.replace("<!-- Stated: {", "<!-- Stated: {{"))
+    assert main(["card", str(folder), "--overwrite"]) == 2
+    assert "has a line '<!-- Stated' that is no JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("edited", ["Mine.\n", None])

@@ -164,7 +164,7 @@ def test_nothing_of_this_machine_is_uploaded(hub: HubServer, tmp_path: Path) -> 
         files = hub.files("me/series")
         assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
         assert b'pipelines.load("me/series")' in files["README.md"] and b"--model me/series -" in files["README.md"]
-        assert files["README.md"].count(b"Of /any/series.") == 1
+        assert b"\n\nOf /any/series.\n\n" in files["README.md"]
     assert b'pipelines.load("you/it")' in files["README.md"] and not is_unedited(files["README.md"])
     pipelines.load(home / "run").push_to_hub("me/again")
     assert hub.files("me/again")["README.md"] == files["README.md"].replace(b"me/series", b"me/again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from importlib import resources
@@ -22,6 +23,10 @@ from .metadata import data
 from .options import CardOptions
 
 _STATED = ("license", "license_name", "license_link", "datasets")  # in a card's front matter, and not derived
+
+_SAID = re.compile(
+    r"^<!-- Stated: ({.*}) -->$", re.MULTILINE
+)  # not shown: what the author said, and no other line tells apart
 
 
 def card(
@@ -52,6 +57,9 @@ def card(
     text = Template(template).substitute(_parts(facts, options, place, title))
     while "\n\n\n" in text:  # where a part is empty
         text = text.replace("\n\n\n", "\n\n")
+    if said := options.model_dump(exclude_defaults=True, exclude=set(_STATED)):
+        told = json.dumps(said).replace("-", r"\u002d")  # or "-->" would end the comment
+        text += f"\n<!-- Stated: {told} -->"
     return stamped(f"---\n{data(facts, options, title).to_yaml()}\n---\n\n{text}")
 
 
@@ -77,14 +85,26 @@ def options_of(folder: Path, facts: Facts | None = None, **given: Any) -> CardOp
     recipe = facts.section("card")
     earlier = {}
     if (folder / CARD).is_file():
-        front = ModelCard((folder / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
-        earlier = {key: front[key] for key in _STATED if front.get(key)}
+        text = (folder / CARD).read_text(encoding="utf-8")
+        front = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+        earlier = _said(text, folder) | {key: front[key] for key in _STATED if front.get(key)}
         if isinstance(earlier.get("datasets"), str):
             earlier["datasets"] = [earlier["datasets"]]
     stated = {**recipe, **earlier}
     if given.get("license") not in (None, stated.get("license")):  # what is said of another one is not of this
         stated = {key: value for key, value in stated.items() if key not in ("license_name", "license_link")}
     return parse(CardOptions, {**stated, **given}, "card")
+
+
+def _said(text: str, folder: Path) -> dict[str, Any]:
+    """What a card tells besides its front matter that was not derived."""
+    found = _SAID.search(text)
+    try:
+        return json.loads(found[1]) if found else {}
+    except ValueError:
+        raise ValueError(
+            f"{folder / CARD} has a line '<!-- Stated' that is no JSON; it must be as it was written"
+        ) from None
 
 
 def write_card(folder: Path, place: str | None = None, options: CardOptions | None = None) -> None:
